@@ -1,0 +1,77 @@
+"""What the programs share at the command line: flags from the dataclasses, logging, and how a program ends.
+
+Exit codes: 0 done; 2 a failure that the user can mend, told in one line; 130 after Ctrl-C and 143 after SIGTERM.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import NoReturn, TypeVar
+
+import tyro
+
+from config import Config, UserError
+
+logger = logging.getLogger(__name__)
+
+C = TypeVar("C")
+
+
+class Interruption(BaseException):
+    """SIGTERM or Ctrl-C asked the program to end. Not an `Exception`, so that no library swallows it."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal.Signals(signal_number).name)
+        self.exit_code = 128 + signal_number
+
+
+def parse(settings: type[C], description: str, arguments: Sequence[str] | None = None) -> C:
+    """Reads a dataclass from the command line: a flag for each field, nested by group; booleans take True or False.
+
+    Args:
+        settings: the dataclass.
+        description: text above the flags in `--help`.
+        arguments: what follows the program's name; None: the process's own.
+
+    Raises:
+        SystemExit: code 0 after `--help`; code 2 after an unknown flag, with the nearest known one.
+        ConfigurationError: a value, or a combination of values, that cannot work.
+    """
+    return tyro.cli(settings, description=description, args=arguments, config=(tyro.conf.FlagConversionOff,), use_underscores=True)
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Runs a program's `main` and ends the process with the exit code that its outcome deserves."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        main()
+        code = 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except Interruption as interruption:
+        print(f"stopped by {interruption}", file=sys.stderr)
+        code = interruption.exit_code
+    except BrokenPipeError:  # the reader of our output (head, less) went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)
+
+
+def interrupt(signal_number: int, frame: FrameType | None) -> NoReturn:
+    """The signal handler that `run` sets: raises `Interruption`."""
+    raise Interruption(signal_number)
+
+
+def log_config(config: Config) -> None:
+    """Logs the effective configuration, a line per group, without secrets."""
+    for group, settings in config.to_dict().items():
+        logger.info("%s: %s", group, json.dumps(settings, ensure_ascii=False))
