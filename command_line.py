@@ -43,12 +43,16 @@ def parse(settings: type[C], description: str, arguments: Sequence[str] | None =
         SystemExit: code 0 after `--help`; code 2 after an unknown flag, with the nearest known one.
         ConfigurationError: a value, or a combination of values, that cannot work.
     """
-    return tyro.cli(settings, description=description, args=arguments, config=(tyro.conf.FlagConversionOff,), use_underscores=True)
+    return tyro.cli(
+        settings, description=description, args=arguments, config=(tyro.conf.FlagConversionOff,), use_underscores=True
+    )
 
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Runs a program's `main` and ends the process with the exit code that its outcome deserves."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"
+    )
     signal.signal(signal.SIGTERM, interrupt)
     signal.signal(signal.SIGINT, interrupt)
     try:

@@ -131,7 +131,7 @@ class DataConfig:
     chunk_size: int = 32
     """Samples that a worker makes per task. At least 1; it changes nothing in the samples."""
     cache_dir: str = ".cache"
-    """Folder for what is worth keeping between runs: the memory-mapped manifest, scan results, room impulse responses."""
+    """Folder for what is kept between runs: the memory-mapped manifest, scan results, room impulse responses."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "data", "epochs", "chunk_size", "max_duration_s")
@@ -146,7 +146,7 @@ class DataConfig:
         )
         if not self.include_original and not self.augmented_copies:
             raise ConfigurationError(
-                "data.include_original is False and data.augmented_copies is 0: no sample would be made; set one of them"
+                "data.include_original is False and data.augmented_copies is 0: no sample would be made"
             )
 
     @property
@@ -218,7 +218,7 @@ class ModelConfig:
     log_samples: bool = False
     """Append a line per trained micro-batch (step, positions, ids, loss) to output_dir/trained_samples.jsonl."""
     trainer_arguments: dict[str, bool | int | float | str] = field(default_factory=dict)
-    """Any further Seq2SeqTrainingArguments: pairs of name and value, for example: max_grad_norm 0.5 report_to tensorboard."""
+    """Any further Seq2SeqTrainingArguments, as pairs of name and value: max_grad_norm 0.5 report_to tensorboard."""
 
     def __post_init__(self) -> None:
         _require_positive(
@@ -250,8 +250,8 @@ class ModelConfig:
             )
         if not self.predict_with_generate and self.metric_for_best_model != "loss":
             raise ConfigurationError(
-                f"model.metric_for_best_model is {self.metric_for_best_model!r}, which needs model.predict_with_generate; "
-                "set that to True, or the metric to loss"
+                f"model.metric_for_best_model is {self.metric_for_best_model!r}, which needs "
+                "model.predict_with_generate; set that to True, or the metric to loss"
             )
         mine = {f.name for f in dataclasses.fields(self)} & set(self.trainer_arguments)
         if mine:
@@ -263,9 +263,9 @@ class ModelConfig:
 class AudioAugmentationConfig:
     """The eight augmentations.
 
-    Round robin (the default) gives each augmented copy one augmentation, rotating over all whose probability is above 0,
-    and over the options of each. With `multiple_aug` each augmentation fires by its own probability instead. A probability
-    of 0 switches an augmentation off in both.
+    Round robin (the default) gives each augmented copy one augmentation, rotating over all whose probability is above
+    0, and over the options of each. With `multiple_aug` each augmentation fires by its own probability instead. A
+    probability of 0 switches an augmentation off in both.
     """
 
     sample_rate: int = 16000
@@ -333,7 +333,9 @@ class AudioAugmentationConfig:
         wrong = set(self.noise_colors) - colors
         _require(not wrong, f"{group}.noise_colors", sorted(wrong), "colours among " + ", ".join(sorted(colors)))
         if self.color_noise_prob and not self.noise_colors:
-            raise ConfigurationError(f"{group}.noise_colors is empty: name a colour, or set {group}.color_noise_prob to 0")
+            raise ConfigurationError(
+                f"{group}.noise_colors is empty: name a colour, or set {group}.color_noise_prob to 0"
+            )
 
     def _require_options(self, name: str, prob: float, low: float, high: float) -> None:
         options = getattr(self, name)
@@ -368,7 +370,9 @@ class Config:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror or error}; choose another --model.output_dir") from error
+            raise UserError(
+                f"cannot write {path}: {error.strerror or error}; choose another --model.output_dir"
+            ) from error
 
 
 def _without_secrets(url: str) -> str:

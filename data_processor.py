@@ -1,0 +1,311 @@
+"""From a recording to its log-mel, from a transcript to its labels, as Whisper wants them.
+
+Nothing here imports torch or transformers at import time: every producer worker loads this module.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import scipy.fft
+import scipy.sparse
+import soundfile
+import soxr
+from tokenizers import Tokenizer
+
+from config import DataConfig, ModelConfig, UserError
+
+LOG_FLOOR = -10.0
+"""log10 of the smallest mel energy that counts. Source: `WhisperFeatureExtractor` (clamp at 1e-10)."""
+DYNAMIC_RANGE = 8.0
+"""Decades that are kept below the loudest cell. Source: `WhisperFeatureExtractor`."""
+TRUNCATION_TOLERANCE_S = 0.1
+"""How much less audio than its header promises a file may hold: some encoders pad their last block."""
+
+
+class RecordingError(Exception):
+    """A recording that can't be used; the message is the reason, for the rejected report."""
+
+
+class ModelFilesError(UserError):
+    """The model's folder or Hub repository lacks what is needed to make samples for it."""
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """What the log-mel features of a model look like."""
+
+    num_mel_bins: int
+    sampling_rate: int
+    """In Hz."""
+    n_fft: int
+    """Samples per analysis window."""
+    hop_length: int
+    """Samples from one frame to the next."""
+    chunk_length_s: int
+    """The model's window in seconds: every input is padded to it."""
+
+    @property
+    def window_samples(self) -> int:
+        """Samples in the model's window."""
+        return self.chunk_length_s * self.sampling_rate
+
+    @property
+    def window_frames(self) -> int:
+        """Log-mel frames in the model's window."""
+        return self.window_samples // self.hop_length
+
+    def check_sample_rate(self, sample_rate: int) -> None:
+        """Refuses a configured sampling rate that is not the model's.
+
+        Raises:
+            UserError: the two differ.
+        """
+        if sample_rate != self.sampling_rate:
+            raise UserError(
+                f"audio_augmentation.sample_rate is {sample_rate} Hz but the model takes {self.sampling_rate} Hz; "
+                f"set --audio_augmentation.sample_rate {self.sampling_rate}"
+            )
+
+
+def load_feature_spec(model_name: str) -> FeatureSpec:
+    """Reads the feature settings of a model from its preprocessor configuration.
+
+    Args:
+        model_name: Hub name or folder.
+
+    Raises:
+        ModelFilesError: there is no such model, or it is not a Whisper model.
+    """
+    from transformers.feature_extraction_utils import FeatureExtractionMixin
+
+    try:
+        settings, _ = FeatureExtractionMixin.get_feature_extractor_dict(model_name)
+        return FeatureSpec(
+            num_mel_bins=int(settings["feature_size"]),
+            sampling_rate=int(settings["sampling_rate"]),
+            n_fft=int(settings["n_fft"]),
+            hop_length=int(settings["hop_length"]),
+            chunk_length_s=int(settings["chunk_length"]),
+        )
+    except (OSError, ValueError) as error:
+        raise _model_files_error(model_name, "a preprocessor_config.json", error) from error
+    except KeyError as error:
+        raise ModelFilesError(
+            f"the preprocessor configuration of {model_name!r} has no {error}: not a Whisper model?"
+        ) from error
+
+
+def load_waveform(path: str | os.PathLike[str], spec: FeatureSpec, data: DataConfig) -> np.ndarray:
+    """Decodes a recording to what the model hears.
+
+    Reads every format of libsndfile (WAV, FLAC, Ogg Vorbis, Opus, MP3, …) at any sampling rate and with any number of
+    channels. Files that would not fit are refused by their header, before their audio is read.
+
+    Args:
+        path: the audio file.
+        spec: gives the sampling rate and the longest duration.
+        data: gives the limits on the duration, and whether to normalise the peak.
+
+    Returns:
+        Mono waveform, float32 `[samples]` at `spec.sampling_rate`, within ±1; with `data.peak_normalize` the peak is 1.
+
+    Raises:
+        RecordingError: the file is missing, unreadable, truncated, too short, too long, or holds NaN or infinity.
+    """
+    try:
+        with soundfile.SoundFile(path) as file:
+            sampling_rate, frames = file.samplerate, file.frames
+            check_duration(frames / sampling_rate, spec, data)
+            channels = file.read(dtype="float32", always_2d=True)
+    except (OSError, RuntimeError) as error:  # LibsndfileError is a RuntimeError
+        raise RecordingError(_why_unreadable(path, error)) from error
+    if len(channels) < frames - TRUNCATION_TOLERANCE_S * sampling_rate:
+        found_s, expected_s = len(channels) / sampling_rate, frames / sampling_rate
+        raise RecordingError(f"truncated: {found_s:.2f} s of audio where the header says {expected_s:.2f} s")
+    waveform = channels[:, 0] if channels.shape[1] == 1 else channels.mean(axis=1)
+    if not np.isfinite(waveform).all():
+        raise RecordingError("holds samples that are not numbers (NaN or infinity)")
+    if sampling_rate != spec.sampling_rate:
+        waveform = soxr.resample(waveform, sampling_rate, spec.sampling_rate, quality="HQ")
+    waveform = waveform[: spec.window_samples]  # rounding in the resampler may add a sample to a full window
+    peak = float(np.abs(waveform).max(initial=0.0))
+    if peak > 1.0 or (data.peak_normalize and peak > 0.0):
+        waveform = waveform / np.float32(peak)
+    return np.ascontiguousarray(waveform, dtype=np.float32)
+
+
+def check_duration(duration_s: float, spec: FeatureSpec, data: DataConfig) -> None:
+    """Refuses a duration that the model or the configuration does not take.
+
+    Raises:
+        RecordingError: too short or too long.
+    """
+    longest_s = min(data.max_duration_s, float(spec.chunk_length_s))
+    if duration_s > longest_s:
+        raise RecordingError(f"too long: {duration_s:.2f} s, the limit is {longest_s:g} s")
+    if not duration_s >= data.min_duration_s:  # also refuses NaN
+        raise RecordingError(f"too short: {duration_s:.4f} s, the limit is {data.min_duration_s:g} s")
+
+
+def _why_unreadable(path: str | os.PathLike[str], error: Exception) -> str:
+    if not os.path.exists(path):
+        return "file not found"
+    if os.path.isdir(path):
+        return "a folder, not an audio file"
+    if os.path.getsize(path) == 0:
+        return "empty file"
+    detail = str(error).partition(": ")[2] or str(error)
+    return f"not readable as audio: {detail.strip()}"
+
+
+def log_mel(waveform: np.ndarray, spec: FeatureSpec) -> tuple[np.ndarray, float]:
+    """Whisper's log-mel of the frames that hold audio; all later frames of the window equal one constant.
+
+    Equal, within 1e-4, to `WhisperFeatureExtractor` on the waveform padded with zeros to the model's window.
+
+    Args:
+        waveform: float32 `[samples]`, at most `spec.window_samples`.
+        spec: the model's feature settings.
+
+    Returns:
+        The log-mel, float32 `[num_mel_bins, frames]` with frames ≤ `spec.window_frames`, and the constant of the
+        frames after them.
+
+    Raises:
+        ValueError: the waveform is longer than the model's window.
+
+    Source: `WhisperFeatureExtractor._torch_extract_fbank_features` of transformers: centred STFT with reflected edges,
+    Hann window, Slaney mel filters, log10, 8 decades of dynamic range, (x + 4) / 4.
+    """
+    if len(waveform) > spec.window_samples:
+        raise ValueError(f"waveform of {len(waveform)} samples: the model's window has {spec.window_samples}")
+    half = spec.n_fft // 2
+    frames = min(spec.window_frames, -(-(len(waveform) + half) // spec.hop_length))
+    padded_samples = min(spec.window_samples, frames * spec.hop_length + half)
+    padded = np.zeros(padded_samples, np.float32)
+    padded[: len(waveform)] = waveform
+    centred = np.pad(padded, half, mode="reflect")
+    analysis = np.lib.stride_tricks.sliding_window_view(centred, spec.n_fft)[:: spec.hop_length][:frames]
+    spectrum = scipy.fft.rfft(analysis * _hann_window(spec.n_fft), axis=1, overwrite_x=True)
+    power = np.square(spectrum.real) + np.square(spectrum.imag)
+    # Each bin feeds at most two mel filters: the sparse product is faster than BLAS and the same on every machine.
+    mel = _mel_filters(spec.num_mel_bins, spec.n_fft, spec.sampling_rate) @ np.ascontiguousarray(power.T)
+    log_energy = np.log10(np.maximum(mel, np.float32(10.0**LOG_FLOOR)))
+    floor = max(LOG_FLOOR, float(log_energy.max()) - DYNAMIC_RANGE)
+    return (np.maximum(log_energy, np.float32(floor)) + np.float32(4.0)) / np.float32(4.0), (floor + 4.0) / 4.0
+
+
+@lru_cache
+def _hann_window(n_fft: int) -> np.ndarray:
+    return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n_fft) / n_fft)).astype(np.float32)
+
+
+@lru_cache
+def _mel_filters(num_mel_bins: int, n_fft: int, sampling_rate: int) -> scipy.sparse.csr_array:
+    """Triangular mel filters of equal area up to 8 kHz, sparse float32 `[num_mel_bins, n_fft // 2 + 1]`.
+
+    Written out here because importing `transformers.audio_utils.mel_filter_bank`, which it equals, costs each worker a
+    second.
+
+    Source: M. Slaney, Auditory Toolbox, 1998; `librosa.filters.mel(htk=False, norm="slaney")`.
+    """
+    edges_hz = _mel_to_hz(np.linspace(0.0, _hz_to_mel(8000.0), num_mel_bins + 2))
+    bins_hz = np.linspace(0.0, sampling_rate / 2, n_fft // 2 + 1)
+    rising = (bins_hz - edges_hz[:-2, None]) / np.diff(edges_hz)[:-1, None]
+    falling = (edges_hz[2:, None] - bins_hz) / np.diff(edges_hz)[1:, None]
+    filters = np.maximum(0.0, np.minimum(rising, falling)) * (2.0 / (edges_hz[2:] - edges_hz[:-2]))[:, None]
+    return scipy.sparse.csr_array(filters.astype(np.float32))
+
+
+MEL_LINEAR_HZ = 200.0 / 3
+"""Width of one mel below 1 kHz on Slaney's scale."""
+MEL_LOG_START_HZ = 1000.0
+MEL_LOG_START = MEL_LOG_START_HZ / MEL_LINEAR_HZ
+MEL_LOG_STEP = math.log(6.4) / 27.0
+"""Natural logarithm of the ratio of two frequencies one mel apart, above 1 kHz."""
+
+
+def _hz_to_mel(frequency_hz: float) -> float:
+    if frequency_hz < MEL_LOG_START_HZ:
+        return frequency_hz / MEL_LINEAR_HZ
+    return MEL_LOG_START + math.log(frequency_hz / MEL_LOG_START_HZ) / MEL_LOG_STEP
+
+
+def _mel_to_hz(mels: np.ndarray) -> np.ndarray:
+    logarithmic = MEL_LOG_START_HZ * np.exp(MEL_LOG_STEP * (mels - MEL_LOG_START))
+    return np.where(mels < MEL_LOG_START, mels * MEL_LINEAR_HZ, logarithmic)
+
+
+class TranscriptEncoder:
+    """Turns transcripts into a model's label tokens. Small, fast to pickle, and free of torch."""
+
+    def __init__(self, tokenizer: Tokenizer, max_tokens: int) -> None:
+        """
+        Args:
+            tokenizer: adds the start, language, task and no-timestamps tokens before the text and end-of-text after it.
+            max_tokens: most label tokens that the model takes, those special tokens included.
+        """
+        self._tokenizer = tokenizer
+        self.max_tokens = max_tokens
+        self._special_tokens = len(tokenizer.encode("").ids)
+
+    def encode(self, transcript: str) -> np.ndarray:
+        """Labels of a transcript, int32 `[tokens]`, from `<|startoftranscript|>` to `<|endoftext|>`."""
+        return np.array(self._tokenizer.encode(transcript).ids, dtype=np.int32)
+
+    def is_too_long(self, transcript: str) -> bool:
+        """Whether the transcript has more label tokens than the model takes.
+
+        A byte-level tokenizer never makes more tokens than bytes, so most transcripts need not be encoded to know.
+        """
+        at_most = len(transcript.encode()) + self._special_tokens
+        return at_most > self.max_tokens and len(self.encode(transcript)) > self.max_tokens
+
+    @property
+    def digest(self) -> str:
+        """Identity of tokenizer, language and task: equal labels for every text have equal digests."""
+        return hashlib.blake2b(self._tokenizer.to_str().encode(), digest_size=16).hexdigest()
+
+
+def load_transcript_encoder(model: ModelConfig) -> TranscriptEncoder:
+    """Loads a model's tokenizer, set to the configured language and task.
+
+    Raises:
+        ModelFilesError: there is no such model, or it has no Whisper tokenizer.
+        UserError: Whisper does not know the language.
+    """
+    from transformers.models.whisper.tokenization_whisper import WhisperTokenizer
+    from transformers.utils.hub import cached_file
+
+    try:
+        tokenizer = WhisperTokenizer.from_pretrained(model.model_name)
+        config_path = cached_file(model.model_name, "config.json") or ""
+        with open(config_path, encoding="utf-8") as file:
+            model_config = json.load(file)
+    except (OSError, ValueError) as error:
+        raise _model_files_error(model.model_name, "a config.json and Whisper's tokenizer files", error) from error
+    language = model.language or None
+    try:
+        tokenizer.set_prefix_tokens(language=language, task=model.task if language else None, predict_timestamps=False)
+    except ValueError as error:
+        raise UserError(f"model.language is {model.language!r}: {str(error).partition('. ')[2] or error}") from error
+    if "max_target_positions" not in model_config:
+        raise ModelFilesError(
+            f"the config.json of {model.model_name!r} has no max_target_positions: not a Whisper model?"
+        )
+    # The model adds the start token by itself, so the labels that reach it are one shorter than ours.
+    return TranscriptEncoder(tokenizer.backend_tokenizer, max_tokens=model_config["max_target_positions"] + 1)
+
+
+def _model_files_error(model_name: str, needed: str, error: Exception) -> ModelFilesError:
+    reason = " ".join(str(error).split())[:300]
+    return ModelFilesError(
+        f"cannot load model.model_name {model_name!r}: expected a folder or a Hub repository with {needed} ({reason})"
+    )
