@@ -125,7 +125,7 @@ def load_waveform(path: str | os.PathLike[str], spec: FeatureSpec, data: DataCon
             check_duration(frames / sampling_rate, spec, data)
             channels = file.read(dtype="float32", always_2d=True)
     except (OSError, RuntimeError) as error:  # LibsndfileError is a RuntimeError
-        raise RecordingError(_why_unreadable(path, error)) from error
+        raise RecordingError(why_unreadable(path, error)) from error
     if len(channels) < frames - TRUNCATION_TOLERANCE_S * sampling_rate:
         found_s, expected_s = len(channels) / sampling_rate, frames / sampling_rate
         raise RecordingError(f"truncated: {found_s:.2f} s of audio where the header says {expected_s:.2f} s")
@@ -154,7 +154,8 @@ def check_duration(duration_s: float, spec: FeatureSpec, data: DataConfig) -> No
         raise RecordingError(f"too short: {duration_s:.4f} s, the limit is {data.min_duration_s:g} s")
 
 
-def _why_unreadable(path: str | os.PathLike[str], error: Exception) -> str:
+def why_unreadable(path: str | os.PathLike[str], error: Exception) -> str:
+    """The reason for the rejected report, given what soundfile said of the file."""
     if not os.path.exists(path):
         return "file not found"
     if os.path.isdir(path):

@@ -19,7 +19,7 @@ from config import UserError
 
 IGNORED_LABEL = -100
 """Label that the loss skips. Source: `torch.nn.CrossEntropyLoss(ignore_index)`."""
-FEATURE_DTYPES = {"F16": np.dtype(np.float16), "F32": np.dtype(np.float32)}
+FEATURE_DTYPES: dict[str, np.dtype[Any]] = {"F16": np.dtype(np.float16), "F32": np.dtype(np.float32)}
 """Feature formats by their safetensors name."""
 
 
