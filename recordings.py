@@ -12,7 +12,6 @@ import logging
 import math
 import multiprocessing
 import os
-import shutil
 import sys
 import tempfile
 from collections import Counter, deque
@@ -28,6 +27,7 @@ from tqdm import tqdm
 from config import DataConfig
 from data_processor import FeatureSpec, RecordingError, TranscriptEncoder, check_duration, why_unreadable
 from manifest import ManifestError, ManifestTable, digest_file, find_manifest, index_manifest
+from rejected_report import Rejection, check_rejected, write_report
 
 logger = logging.getLogger(__name__)
 
@@ -46,20 +46,6 @@ class Recording:
     audio: str
     """Path of the audio file."""
     transcript: str
-
-
-@dataclass(frozen=True)
-class Rejection:
-    """A row that can't be used, for the rejected report."""
-
-    row: int
-    id: str
-    audio: str
-    reason: str
-
-    def to_json(self) -> str:
-        """The line of the report, without line end."""
-        return json.dumps(asdict(self), ensure_ascii=False)
 
 
 class Recordings:
@@ -81,6 +67,8 @@ class Recordings:
         """Duration of all usable recordings together."""
         self.rejected: int = summary["rejected"]
         """Rows that can't be used."""
+        self.rejected_file = folder / "rejected.jsonl"
+        """Those rows, a JSON line for each."""
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -96,11 +84,6 @@ class Recordings:
     def __del__(self) -> None:
         if hasattr(self, "_file"):
             os.close(self._file)
-
-    def write_rejected(self, report: Path) -> None:
-        """Writes the rejected rows of the scan to `report`, a JSON object per line."""
-        report.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(self._folder / "rejected.jsonl", report)
 
 
 @dataclass(frozen=True)
@@ -132,7 +115,8 @@ def load_recordings(
         processes: processes that scan; 0: threads of this process.
 
     Raises:
-        ManifestError: the manifest can't be read, has no such column, or too many of its rows can't be used.
+        ManifestError: the manifest can't be read or lacks a column.
+        TooManyRejectedError: too many of its rows can't be used.
     """
     manifest = find_manifest(path)
     content = digest_file(manifest)
@@ -146,14 +130,15 @@ def load_recordings(
         else:
             _scan(manifest, content, folder, data, spec, encoder, report, processes)
         recordings = Recordings(folder, manifest.parent)
-        recordings.write_rejected(report)
+        write_report(report, recordings.rejected_file)
     except OSError as error:
         raise ManifestError(f"cannot write {error.filename or cache}: {error.strerror or error}") from error
     logger.info(
         "%s: %d usable recordings, %.2f h, %d rejected (%s)",
         manifest, len(recordings), recordings.hours, recordings.rejected, report,
     )  # fmt: skip
-    _check_rejected(manifest, recordings.rejected, len(recordings) + recordings.rejected, data, report)
+    rows = len(recordings) + recordings.rejected
+    check_rejected(recordings.rejected, rows, data.max_rejected_fraction, str(manifest), report)
     return recordings
 
 
@@ -176,10 +161,11 @@ def _scan(
         ):
             offsets, reasons, seconds = _collect(executor, rules, max(1, processes), rows, rejected, progress)
         rejected_rows = sum(reasons.values())
+        if not table.rows:
+            raise ManifestError(f"{manifest} holds no rows")
         if rejected_rows > data.max_rejected_fraction * table.rows or rejected_rows == table.rows:
-            report.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(unfinished / "rejected.jsonl", report)
-            _check_rejected(manifest, rejected_rows, table.rows, data, report, reasons)
+            write_report(report, unfinished / "rejected.jsonl")
+            check_rejected(rejected_rows, table.rows, data.max_rejected_fraction, str(manifest), report, reasons)
         np.save(unfinished / "offsets.npy", offsets)
         digest = hashlib.blake2b(
             (content + digest_file(unfinished / "rows.jsonl")).encode(), digest_size=16
@@ -219,20 +205,6 @@ def _collect(
         reasons.update(rejection.reason.partition(":")[0] for rejection in checked.rejected)
         seconds += checked.seconds
         progress.update(len(checked.line_lengths) + len(checked.rejected))
-
-
-def _check_rejected(
-    manifest: Path, rejected: int, rows: int, data: DataConfig, report: Path, reasons: Counter[str] | None = None
-) -> None:
-    if not rows:
-        raise ManifestError(f"{manifest} holds no rows")
-    if rejected <= data.max_rejected_fraction * rows and rejected < rows:
-        return
-    kinds = ": " + ", ".join(f"{count} × {reason}" for reason, count in reasons.most_common(4)) if reasons else ""
-    raise ManifestError(
-        f"{rejected} of {rows} rows ({100 * rejected / rows:.1f} %) of {manifest} can't be used{kinds}. "
-        f"data.max_rejected_fraction allows {data.max_rejected_fraction:g}; each row and its reason: {report}"
-    )
 
 
 @dataclass(frozen=True)
