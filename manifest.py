@@ -87,7 +87,7 @@ def index_manifest(manifest: Path, content: str, data: DataConfig) -> ManifestTa
         names = _csv_columns(manifest, delimiter)
         options = {
             "features": datasets.Features({name: datasets.Value("string") for name in names}),
-            "sep": delimiter, "keep_default_na": False, "encoding": "utf-8-sig",
+            "sep": delimiter, "keep_default_na": False, "index_col": False, "encoding": "utf-8-sig",
             "quoting": csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL,
         }  # fmt: skip
     try:
@@ -115,11 +115,17 @@ def index_manifest(manifest: Path, content: str, data: DataConfig) -> ManifestTa
 def _csv_columns(manifest: Path, delimiter: str) -> list[str]:
     try:
         with manifest.open(encoding="utf-8-sig", newline="") as file:
-            return next(csv.reader(file, delimiter=delimiter), [])
+            lines = csv.reader(file, delimiter=delimiter)
+            names, first = next(lines, []), next(lines, [])
     except UnicodeDecodeError as error:
         raise ManifestError(
             f"{manifest} is not UTF-8: {error.reason} at byte {error.start}; save it as UTF-8"
         ) from error
+    if len(first) > len(names):  # pandas would take the surplus for an index and shift the columns
+        raise ManifestError(f"cannot read {manifest}: expected {len(names)} fields in line 2, saw {len(first)}")
+    if not first:
+        raise ManifestError(f"{manifest} holds no rows")
+    return names
 
 
 def _pick_column(manifest: Path, columns: list[str], wanted: str, usual: tuple[str, ...], what: str) -> str:
