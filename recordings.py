@@ -10,12 +10,12 @@ import hashlib
 import json
 import logging
 import math
-import multiprocessing
 import os
 import sys
 import tempfile
 from collections import Counter, deque
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
@@ -27,6 +27,7 @@ from tqdm import tqdm
 from config import DataConfig
 from data_processor import FeatureSpec, RecordingError, TranscriptEncoder, check_duration, why_unreadable
 from manifest import ManifestError, ManifestTable, digest_file, find_manifest, index_manifest
+from process_executor import ProcessExecutor
 from rejected_report import Rejection, check_rejected, write_report
 
 logger = logging.getLogger(__name__)
@@ -98,8 +99,9 @@ class Rules:
 
 
 def load_recordings(
-    path: str, data: DataConfig, spec: FeatureSpec, encoder: TranscriptEncoder, *, report: Path, processes: int
-) -> Recordings:
+    path: str, data: DataConfig, spec: FeatureSpec, encoder: TranscriptEncoder, *,
+    report: Path, processes: int, heartbeat: Callable[[], None] = lambda: None,
+) -> Recordings:  # fmt: skip
     """Scans a manifest, or finds the result of an earlier scan of the same content under the same rules.
 
     A row is refused when its file is missing, its header can't be read, its duration is out of range, or its transcript
@@ -112,7 +114,8 @@ def load_recordings(
         spec: the model's feature settings.
         encoder: counts label tokens.
         report: where to write the rejected rows.
-        processes: processes that scan; 0: threads of this process.
+        processes: processes that scan; 0: a thread of this process.
+        heartbeat: called now and then during a long scan.
 
     Raises:
         ManifestError: the manifest can't be read or lacks a column.
@@ -128,7 +131,7 @@ def load_recordings(
         if folder.exists():
             logger.info("scan of %s taken from %s; delete that folder to scan again", manifest, folder)
         else:
-            _scan(manifest, content, folder, data, spec, encoder, report, processes)
+            _scan(manifest, content, folder, data, spec, encoder, report, processes, heartbeat)
         recordings = Recordings(folder, manifest.parent)
         write_report(report, recordings.rejected_file)
     except OSError as error:
@@ -144,7 +147,7 @@ def load_recordings(
 
 def _scan(
     manifest: Path, content: str, folder: Path, data: DataConfig, spec: FeatureSpec, encoder: TranscriptEncoder,
-    report: Path, processes: int,
+    report: Path, processes: int, heartbeat: Callable[[], None],
 ) -> None:  # fmt: skip
     """Fills `folder`, all or nothing."""
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -159,7 +162,9 @@ def _scan(
             open(unfinished / "rejected.jsonl", "wb") as rejected,
             tqdm(total=table.rows, desc="scan", unit="row", mininterval=1.0, file=sys.stderr) as progress,
         ):
-            offsets, reasons, seconds = _collect(executor, rules, max(1, processes), rows, rejected, progress)
+            offsets, reasons, seconds = _collect(
+                executor, rules, max(1, processes), rows, rejected, progress, heartbeat
+            )
         rejected_rows = sum(reasons.values())
         if not table.rows:
             raise ManifestError(f"{manifest} holds no rows")
@@ -177,13 +182,14 @@ def _scan(
 
 def _executor(processes: int) -> Executor:
     if processes:
-        return ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
+        return ProcessExecutor(processes)
     return ThreadPoolExecutor(1)
 
 
 def _collect(
-    executor: Executor, rules: Rules, processes: int, rows: IO[bytes], rejected: IO[bytes], progress: tqdm
-) -> tuple[np.ndarray, Counter[str], float]:
+    executor: Executor, rules: Rules, processes: int, rows: IO[bytes], rejected: IO[bytes], progress: tqdm,
+    heartbeat: Callable[[], None],
+) -> tuple[np.ndarray, Counter[str], float]:  # fmt: skip
     """Runs the scan's tasks, a few at a time, and writes their results in the manifest's order.
 
     Returns:
@@ -204,6 +210,7 @@ def _collect(
         lengths.append(checked.line_lengths)
         reasons.update(rejection.reason.partition(":")[0] for rejection in checked.rejected)
         seconds += checked.seconds
+        heartbeat()
         progress.update(len(checked.line_lengths) + len(checked.rejected))
 
 

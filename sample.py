@@ -13,14 +13,15 @@ from typing import Any
 
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from config import UserError
 
 IGNORED_LABEL = -100
 """Label that the loss skips. Source: `torch.nn.CrossEntropyLoss(ignore_index)`."""
+SAFETENSORS_NAMES = {np.dtype(np.float16): "F16", np.dtype(np.float32): "F32", np.dtype(np.int32): "I32"}
+"""What safetensors calls the number formats of a sample."""
 FEATURE_DTYPES: dict[str, np.dtype[Any]] = {"F16": np.dtype(np.float16), "F32": np.dtype(np.float32)}
-"""Feature formats by their safetensors name."""
+"""The formats that features may have."""
 
 
 class PayloadError(UserError):
@@ -50,17 +51,37 @@ class Sample:
 
 
 def encode_sample(sample: Sample) -> bytes:
-    """The sample as safetensors bytes."""
+    """The sample as safetensors bytes: equal samples give equal bytes.
+
+    The header is written here because the library's own writer puts it in an order that differs from call to call.
+
+    Source: the safetensors format: length of the header (uint64, little-endian), header (JSON, padded to 8), tensors.
+    """
+    features = np.ascontiguousarray(sample.input_features)
+    end = features.nbytes + sample.labels.nbytes
     header = {
-        "position": str(sample.position),
-        "id": sample.id,
-        "pad_value": repr(sample.pad_value),
-        "augmentation": sample.augmentation,
-        "duration_s": repr(sample.duration_s),
-        "plan": sample.plan,
+        "__metadata__": {
+            "position": str(sample.position),
+            "id": sample.id,
+            "pad_value": repr(sample.pad_value),
+            "augmentation": sample.augmentation,
+            "duration_s": repr(sample.duration_s),
+            "plan": sample.plan,
+        },
+        "input_features": {
+            "dtype": SAFETENSORS_NAMES[features.dtype],
+            "shape": features.shape,
+            "data_offsets": [0, features.nbytes],
+        },
+        "labels": {
+            "dtype": SAFETENSORS_NAMES[sample.labels.dtype],
+            "shape": sample.labels.shape,
+            "data_offsets": [features.nbytes, end],
+        },
     }
-    tensors = {"input_features": np.ascontiguousarray(sample.input_features), "labels": sample.labels}
-    return safetensors.numpy.save(tensors, header)
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join((len(text).to_bytes(8, "little"), text, features.tobytes(), sample.labels.tobytes()))
 
 
 def decode_sample(

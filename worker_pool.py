@@ -1,21 +1,14 @@
 """The worker pool: processes that turn positions of the plan into encoded samples, handed over in order.
 
-A worker that dies, even by kill -9 or for want of memory, takes nothing with it: the pool is made anew and makes the
-same positions again, to the same bytes.
+A worker that dies, even by kill -9 or for want of memory, takes nothing with it: another makes the same positions
+again, to the same bytes.
 """
 
 from __future__ import annotations
 
-import logging
-import multiprocessing
-import multiprocessing.connection
-import os
-import signal
-import threading
 from collections import Counter, deque
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -23,27 +16,18 @@ from types import TracebackType
 import numpy as np
 
 from audioaugmentations import AudioAugmentations, Choice
-from config import Config, UserError
+from config import Config
 from data_processor import FeatureSpec, RecordingError, TranscriptEncoder, load_waveform, log_mel
 from plan import ORIGINAL, Plan
+from process_executor import ProcessExecutor, WorkerError
 from recordings import Recording, Recordings
 from rejected_report import LateRejection
 from sample import Sample, encode_sample
 
-logger = logging.getLogger(__name__)
-
 MAX_REPLACEMENTS = 20
 """Rows in a row that may fail to decode before the run stops: then the files are gone, not bad."""
-MAX_POOL_DEATHS = 3
-"""Times in a row that workers may die over the same positions before the run stops."""
 HEARTBEAT_S = 1.0
 """How often a caller that waits for a chunk is called back, in seconds."""
-THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-"""Environment variables that keep a worker to its one core."""
-
-
-class WorkerError(UserError):
-    """The workers can't go on."""
 
 
 @dataclass(frozen=True)
@@ -149,10 +133,7 @@ class WorkerPool:
     def __init__(self, recipe: Recipe, workers: int) -> None:
         self._recipe, self._workers = recipe, workers
         self._pending: deque[tuple[int, Future[Chunk]]] = deque()
-        self._deaths = 0
-        for name in THREAD_LIMITS:
-            os.environ.setdefault(name, "1")
-        self._executor = self._start()
+        self._executor: Executor = ProcessExecutor(workers, _start_worker, (recipe,))
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -174,58 +155,27 @@ class WorkerPool:
         Raises:
             WorkerError: the workers keep dying, or can't decode anything.
         """
-        while True:
-            self._submit_from(position)
-            try:
-                chunk = self._wait(self._pending[0][1], heartbeat)
-            except BrokenProcessPool as error:
-                self._recover(position, error)
-            else:
-                self._pending.popleft()
-                self._deaths = 0
-                return chunk
-
-    def _submit_from(self, position: int) -> None:
-        """Keeps two chunks per worker under way, the first of them at `position`."""
         if self._pending and self._pending[0][0] != position:
             for _, future in self._pending:
                 future.cancel()
             self._pending.clear()
+        self._submit_from(position)
+        while True:
+            try:
+                chunk = self._pending[0][1].result(timeout=HEARTBEAT_S)
+            except TimeoutError:
+                heartbeat()
+            else:
+                self._pending.popleft()
+                return chunk
+
+    def _submit_from(self, position: int) -> None:
+        """Keeps two chunks per worker under way, the first of them at `position`."""
         size, end = self._recipe.config.data.chunk_size, len(self._recipe.plan)
         start = self._pending[-1][0] + size if self._pending else position
         while len(self._pending) < 2 * self._workers and start < end:
-            try:
-                self._pending.append((start, self._executor.submit(_make_chunk, start, min(start + size, end))))
-            except BrokenProcessPool as error:
-                self._recover(position, error)
-                return self._submit_from(position)
+            self._pending.append((start, self._executor.submit(_make_chunk, start, min(start + size, end))))
             start += size
-        return None
-
-    @staticmethod
-    def _wait(future: Future[Chunk], heartbeat: Callable[[], None]) -> Chunk:
-        while True:
-            try:
-                return future.result(timeout=HEARTBEAT_S)
-            except TimeoutError:
-                heartbeat()
-
-    def _recover(self, position: int, error: BrokenProcessPool) -> None:
-        self._deaths += 1
-        if self._deaths >= MAX_POOL_DEATHS:
-            raise WorkerError(
-                f"workers died {self._deaths} times over the samples from position {position} on: out of memory? "
-                "Try fewer --data.num_workers"
-            ) from error
-        logger.warning("a worker died; starting new ones at position %d", position)
-        self._executor.shutdown(wait=True, cancel_futures=True)
-        self._pending.clear()
-        self._executor = self._start()
-
-    def _start(self) -> ProcessPoolExecutor:
-        # spawn: a fork would copy the parent's locks and, on some platforms, hang in its libraries
-        context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(self._workers, context, initializer=_start_worker, initargs=(self._recipe,))
 
 
 _maker: SampleMaker | None = None
@@ -234,18 +184,7 @@ _maker: SampleMaker | None = None
 
 def _start_worker(recipe: Recipe) -> None:
     global _maker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the pool
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     _maker = SampleMaker(recipe)
-
-
-def _end_with_parent() -> None:
-    """Ends this worker when its parent is gone: after kill -9 nobody else would."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
 
 
 def _make_chunk(start: int, stop: int) -> Chunk:

@@ -1,0 +1,145 @@
+"""An executor of worker processes that survives the death of any of them at any moment.
+
+`concurrent.futures.ProcessPoolExecutor` gives all workers one pipe for their answers. A worker that is killed while it
+writes leaves half an answer there, for whose other half everybody waits for ever. Here each worker has a pipe of its own,
+which breaks when the worker dies; a new worker then does the task again.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from typing import Any, ParamSpec, TypeVar
+
+from config import UserError
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+MAX_DEATHS = 3
+"""Workers that may die over one task before it is given up."""
+THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+"""Environment variables that keep the numerical libraries of a worker to one core."""
+
+
+class WorkerError(UserError):
+    """The workers can't go on."""
+
+
+class ProcessExecutor(Executor):
+    """Runs tasks in worker processes. A task must be repeatable: it is done again when its worker dies.
+
+    Of what a task raises, a `UserError` is passed on; anything else ends the worker, with its traceback on stderr.
+    """
+
+    def __init__(self, workers: int, initializer: Callable[..., None] | None = None, initargs: tuple[Any, ...] = ()):
+        """
+        Args:
+            workers: processes.
+            initializer: called first in each of them.
+            initargs: its arguments.
+        """
+        self._initializer, self._initargs = initializer, initargs
+        self._tasks: queue.SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]] | None]
+        self._tasks = queue.SimpleQueue()
+        self._closing = threading.Event()
+        self._processes: dict[int, SpawnProcess] = {}
+        for name in THREAD_LIMITS:
+            os.environ.setdefault(name, "1")
+        self._threads = [threading.Thread(target=self._serve, args=(n,), daemon=True) for n in range(workers)]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Queues a task, to be pickled. The future gets a `WorkerError` when workers keep dying over it."""
+        if self._closing.is_set():
+            raise RuntimeError("the executor is shut down")
+        if kwargs:
+            raise TypeError("tasks take positional arguments only")
+        future: Future[T] = Future()
+        self._tasks.put((future, fn, args))
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Kills the workers: what they are doing can be done again. Queued tasks are dropped."""
+        self._closing.set()
+        for process in list(self._processes.values()):
+            process.kill()
+        for _ in self._threads:
+            self._tasks.put(None)
+        if wait:
+            for thread in self._threads:
+                thread.join()
+
+    def _serve(self, number: int) -> None:
+        """The life of one worker's place: hands it tasks, and puts a new worker there when it dies."""
+        process, pipe = self._start(number)
+        while (task := self._tasks.get()) is not None and not self._closing.is_set():
+            future, function, arguments = task
+            if not future.set_running_or_notify_cancel():
+                continue
+            for deaths in range(1, MAX_DEATHS + 1):
+                try:
+                    pipe.send((function, arguments))
+                    succeeded, answer = pipe.recv()
+                except (EOFError, OSError):
+                    process.join()
+                    if self._closing.is_set():
+                        return
+                    logger.warning("worker %d died (exit code %s): starting another", process.pid, process.exitcode)
+                    process, pipe = self._start(number)
+                    if deaths == MAX_DEATHS:
+                        future.set_exception(
+                            WorkerError(
+                                f"{deaths} workers in a row died over the same task: out of memory? Try fewer "
+                                "--data.num_workers; what they printed stands above"
+                            )
+                        )
+                else:
+                    future.set_result(answer) if succeeded else future.set_exception(answer)
+                    break
+        process.kill()
+        process.join()
+
+    def _start(self, number: int) -> tuple[SpawnProcess, Connection]:
+        # spawn: a fork would copy the parent's locks and hang in whatever library holds one
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(theirs, self._initializer, self._initargs), daemon=True)
+        process.start()
+        theirs.close()  # the worker has the only other end, so that its death breaks the pipe
+        self._processes[number] = process
+        if self._closing.is_set():  # shut down since: nobody else would end this one
+            process.kill()
+        return process, ours
+
+
+def _work(pipe: Connection, initializer: Callable[..., None] | None, initargs: tuple[Any, ...]) -> None:
+    """A worker's main loop. It ends when the parent closes the pipe or dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if initializer:
+        initializer(*initargs)
+    while True:
+        try:
+            function, arguments = pipe.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            answer = True, function(*arguments)
+        except UserError as error:
+            answer = False, error
+        try:
+            pipe.send(answer)
+        except OSError:  # the parent has gone
+            return

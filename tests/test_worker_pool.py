@@ -1,0 +1,223 @@
+"""Workers make the same bytes however many they are and whatever happens to them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+import audioaugmentations
+from config import AudioAugmentationConfig, Config, DataConfig, ModelConfig
+from data_processor import load_feature_spec, load_transcript_encoder
+from plan import fingerprint, make_plan
+from process_executor import MAX_DEATHS, WorkerError
+from recordings import load_recordings
+from sample import decode_sample
+from worker_pool import Recipe, SampleMaker, WorkerPool
+
+
+@pytest.fixture
+def make_recipe(tiny_checkpoint, tmp_path, write_recording, write_manifest):
+    """A recipe over 12 recordings of 1 to 2 s; settings of DataConfig and AudioAugmentationConfig as dictionaries."""
+
+    def make(data: dict | None = None, augmentation: dict | None = None) -> Recipe:
+        rows = [
+            {
+                "audio": write_recording(f"clips/{i}.flac", 1 + i / 12).relative_to(tmp_path),
+                "text": f"text {i}",
+                "id": f"r{i}",
+            }
+            for i in range(12)
+        ]
+        config = Config(
+            data=DataConfig(
+                train_manifest=str(write_manifest(rows)),
+                cache_dir=str(tmp_path / "cache"),
+                **{"chunk_size": 8, **(data or {})},
+            ),
+            model=ModelConfig(model_name=str(tiny_checkpoint), language="English"),
+            audio_augmentation=AudioAugmentationConfig(**{"far_field_rooms": 1, **(augmentation or {})}),
+        )
+        spec, encoder = load_feature_spec(str(tiny_checkpoint)), load_transcript_encoder(config.model)
+        recordings = load_recordings(
+            config.data.train_manifest, config.data, spec, encoder, report=tmp_path / "rejected.jsonl", processes=0
+        )
+        mark = audioaugmentations.fingerprint(config.audio_augmentation)
+        return Recipe(
+            config,
+            make_plan(config, recordings),
+            recordings,
+            spec,
+            encoder,
+            fingerprint(config, recordings, spec, encoder, mark),
+        )
+
+    return make
+
+
+def never() -> None:
+    """A heartbeat nobody listens to."""
+
+
+def stream(recipe: Recipe, workers: int) -> list[bytes]:
+    payloads: list[bytes] = []
+    with WorkerPool(recipe, workers) as pool:
+        while len(payloads) < len(recipe.plan):
+            payloads += pool.chunk_at(len(payloads), never).payloads
+    return payloads
+
+
+def test_one_worker_and_three_make_the_same_bytes_as_this_process(make_recipe):
+    recipe = make_recipe()
+    alone = SampleMaker(recipe).make_chunk(0, len(recipe.plan)).payloads
+    assert len(alone) == 12 * 2 * 5
+    assert stream(recipe, 1) == alone
+    assert stream(recipe, 3) == alone
+
+
+def test_chunks_may_be_of_any_size_and_begin_anywhere(make_recipe):
+    alone = SampleMaker(make_recipe()).make_chunk(0, 120).payloads
+    recipe = make_recipe({"chunk_size": 7})
+    assert stream(recipe, 2) == alone
+    with WorkerPool(recipe, 2) as pool:
+        for position in (50, 57, 3, 119, 0):
+            chunk = pool.chunk_at(position, never)
+            assert chunk.payloads == alone[position : position + 7]
+
+
+def test_with_several_augmentations_per_copy_the_stream_repeats_too(make_recipe):
+    recipe = make_recipe(augmentation={"multiple_aug": True})
+    maker = SampleMaker(recipe)
+    first, second = maker.make_chunk(0, 40), SampleMaker(recipe).make_chunk(0, 40)
+    assert first.payloads == second.payloads
+    assert maker.make_chunk(30, 40).payloads == first.payloads[30:]
+
+
+def test_a_sample_says_what_it_is(make_recipe):
+    recipe = make_recipe()
+    chunk = SampleMaker(recipe).make_chunk(0, len(recipe.plan))
+    seen = Counter()
+    for position, payload in enumerate(chunk.payloads):
+        sample = decode_sample(
+            payload, key="k", position=position, plan=recipe.fingerprint, num_mel_bins=80, window_frames=400
+        )
+        draw = recipe.plan.draw(position)
+        assert sample.id == f"r{draw.row}"
+        np.testing.assert_array_equal(sample.labels, recipe.encoder.encode(f"text {draw.row}"))
+        assert sample.input_features.dtype == np.float16
+        assert (sample.augmentation == "original") == (draw.variant == 0)
+        name, _, option = sample.augmentation.partition("=")
+        if name == "speed":
+            assert sample.duration_s == pytest.approx((1 + draw.row / 12) / float(option), abs=0.01)
+        else:
+            assert sample.duration_s == pytest.approx(1 + draw.row / 12, abs=0.01)
+        seen[name] += 1
+    assert seen == chunk.augmentations
+    assert seen["original"] == 60
+    assert set(seen) == {"original", *audioaugmentations.enabled_augmentations(recipe.config.audio_augmentation)}
+
+
+def test_a_recording_that_fails_late_is_replaced_and_reported(make_recipe, tmp_path):
+    recipe = make_recipe({"max_rejected_fraction": 0.5})
+    before = SampleMaker(recipe).make_chunk(0, 120).payloads
+    (tmp_path / "clips" / "5.flac").write_bytes(b"not audio any more")
+    chunk = SampleMaker(recipe).make_chunk(0, 120)
+    hit = [position for position in range(120) if recipe.plan.draw(position).row == 5]
+    reports = [json.loads(line) for line in chunk.rejected]
+    assert {report["position"] for report in reports} == set(hit)
+    assert all(report["id"] == "r5" and "not readable" in report["reason"] for report in reports)
+    assert [p for p in range(120) if chunk.payloads[p] != before[p]] == hit
+    assert SampleMaker(recipe).make_chunk(0, 120).payloads == chunk.payloads
+
+
+def test_when_nothing_can_be_decoded_the_run_stops(make_recipe, tmp_path):
+    recipe = make_recipe()
+    for path in (tmp_path / "clips").iterdir():
+        path.unlink()
+    with WorkerPool(recipe, 1) as pool, pytest.raises(WorkerError, match=r"disk still mounted.*file not found"):
+        pool.chunk_at(0, never)
+
+
+def test_killed_workers_change_nothing(make_recipe):
+    recipe = make_recipe({"epochs": 10, "chunk_size": 20})
+    expected = SampleMaker(recipe).make_chunk(0, len(recipe.plan)).payloads
+    payloads: list[bytes] = []
+    with WorkerPool(recipe, 2) as pool:
+        while len(payloads) < len(recipe.plan):
+            payloads += pool.chunk_at(len(payloads), never).payloads
+            if len(payloads) % 80 == 0:
+                os.kill(child_workers()[0].pid, signal.SIGKILL)
+    assert payloads == expected
+
+
+def child_workers() -> list[psutil.Process]:
+    return [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
+
+
+class DeadlyRecipe(Recipe):
+    """Kills every worker that unpickles it."""
+
+    def __reduce__(self):
+        return os._exit, (1,)
+
+
+def test_workers_that_die_again_and_again_end_the_run_with_a_reason(make_recipe):
+    recipe = make_recipe()
+    deadly = DeadlyRecipe(**{name: getattr(recipe, name) for name in recipe.__dataclass_fields__})
+    with (
+        WorkerPool(deadly, 1) as pool,
+        pytest.raises(WorkerError, match=f"{MAX_DEATHS} workers in a row died.*num_workers"),
+    ):
+        pool.chunk_at(0, never)
+
+
+def test_the_heartbeat_goes_on_while_a_chunk_takes_long(make_recipe):
+    beats = []
+    with WorkerPool(make_recipe(), 1) as pool:
+        for worker in child_workers():
+            worker.suspend()
+        pool.chunk_at(0, lambda: beats.append([worker.resume() for worker in child_workers()]))
+    assert beats
+
+
+ORPHAN = """
+import os, pickle, sys, time
+from worker_pool import WorkerPool
+if __name__ == "__main__":
+    recipe = pickle.load(open(sys.argv[1], "rb"))
+    with WorkerPool(recipe, 2) as pool:
+        pool.chunk_at(0, lambda: None)
+        print("ready", flush=True)
+        time.sleep(60)
+"""
+
+
+def test_workers_end_when_their_parent_is_killed(make_recipe, tmp_path):
+    import pickle
+
+    (tmp_path / "recipe").write_bytes(pickle.dumps(make_recipe()))
+    (tmp_path / "parent.py").write_text(ORPHAN)
+    root = Path(__file__).parent.parent
+    with subprocess.Popen(
+        [sys.executable, str(tmp_path / "parent.py"), str(tmp_path / "recipe")],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    ) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"ready\n"
+        children = psutil.Process(parent.pid).children(recursive=True)
+        assert len(children) >= 2
+        parent.kill()
+    deadline = time.monotonic() + 10
+    while any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children):
+        assert time.monotonic() < deadline, "a worker outlived its parent"
+        time.sleep(0.1)
