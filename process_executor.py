@@ -1,8 +1,8 @@
 """An executor of worker processes that survives the death of any of them at any moment.
 
 `concurrent.futures.ProcessPoolExecutor` gives all workers one pipe for their answers. A worker that is killed while it
-writes leaves half an answer there, for whose other half everybody waits for ever. Here each worker has a pipe of its own,
-which breaks when the worker dies; a new worker then does the task again.
+writes leaves half an answer there, for whose other half everybody waits for ever. Here each worker has a pipe of its
+own, which breaks when the worker dies; a new worker then does the task again.
 """
 
 from __future__ import annotations
