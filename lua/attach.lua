@@ -15,7 +15,9 @@ if other and other ~= token and not take_over then return {'fenced', other} end
 set('trainer', token, 'trainer_seen', now_ms())
 local base, head = number('base'), number('head')
 local tail = head + redis.call('LLEN', samples)
-if base <= position and position <= head then
+if not is_whole() then
+  restart_at(position)
+elseif base <= position and position <= head then
   while number('base') < position do drop_oldest(position - number('base')) end
 elseif head < position and position <= tail then
   redis.call('LTRIM', samples, position - head, -1)

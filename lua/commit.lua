@@ -4,7 +4,7 @@
 -- Returns {'ok', how many more there are to drop: ask again} | {'lost'} | {'fenced', the other}
 local token, upto = ARGV[1], tonumber(ARGV[2])
 local trainer = get('trainer')
-if not get('head') or not trainer then return {'lost'} end
+if not is_whole() or not trainer then return {'lost'} end
 if trainer ~= token then return {'fenced', trainer} end
 allow_writes()
 set('trainer_seen', now_ms())

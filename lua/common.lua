@@ -75,6 +75,11 @@ local function drop_oldest(count)
   return count
 end
 
+-- Whether there is a stream whose lists and positions agree. (Somebody may have deleted one of the keys.)
+local function is_whole()
+  return get('head') and redis.call('LLEN', inflight) == number('head') - number('base')
+end
+
 -- Empties the stream and lets it go on at `position`: whoever produces sees that the tail has moved, and follows.
 local function restart_at(position)
   redis.call('UNLINK', samples, inflight)

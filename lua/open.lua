@@ -11,6 +11,8 @@ elseif get('fingerprint') ~= fingerprint then
   return {'foreign', get('fingerprint')}
 elseif get('finished') then
   return {'finished'}
+elseif not is_whole() then
+  restart_at(position)
 end
 local other = get('producer')
 if other and other ~= token and ARGV[6] ~= '1' and now - number('producer_seen') < ALIVE_MS then

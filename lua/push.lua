@@ -3,7 +3,7 @@
 -- Returns {'ok'|'moved'|'full', tail, bytes that may still be pushed} | {'lost'} | {'finished'} | {'fenced', the other}
 -- A retry, or a late twin, finds the tail moved and stores nothing: the tail it is told is the right one to go on from.
 local token, expected, lines = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[4])
-if not get('head') or not get('producer') then return {'lost'} end
+if not is_whole() or not get('producer') then return {'lost'} end
 if get('producer') ~= token then return {'fenced', get('producer')} end
 if get('finished') then return {'finished'} end
 allow_writes()

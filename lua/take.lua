@@ -7,7 +7,7 @@
 --       | {'lost'} | {'behind'} | {'fenced', the other}
 local token, start, count, trained = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local trainer = get('trainer')
-if not get('head') or not trainer then return {'lost'} end
+if not is_whole() or not trainer then return {'lost'} end
 if trainer ~= token then return {'fenced', trainer} end
 local base, head = number('base'), number('head')
 if start < base then return {'behind'} end

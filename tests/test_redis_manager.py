@@ -95,7 +95,7 @@ def produce(writer: SampleWriter, tail: int, end: int, size: int = 40, step: int
         while True:
             while tail < end:
                 tail = writer.push(tail, payloads(tail, min(end, tail + step), size))
-            tail = writer.wait(tail)
+            tail = writer.linger(tail)
     except RunFinished:
         writer.close()
 
@@ -623,6 +623,20 @@ def test_a_server_that_stands_still_beyond_the_time_out_disturbs_nothing(
     assert status.used_memory_peak_bytes <= status.limit_bytes
 
 
+@pytest.mark.parametrize("name", ["samples", "inflight", "meta"])
+def test_a_key_deleted_by_hand_disturbs_nothing(
+    redis_config: RedisConfig, name: str, in_background: Callable[..., threading.Thread]
+) -> None:
+    in_background(produce, make_writer(redis_config), 0, 200)
+    trainer = Trainer(redis_config)
+    assert trainer.train(0, 40) == payloads(0, 40)
+    with redis.Redis(port=redis_config.port) as client:
+        client.delete(f"whisper:{name}")
+    assert trainer.train(40, 200) == payloads(40, 200)
+    trainer.reader.commit(200)
+    trainer.reader.finish()
+
+
 def test_a_wipe_with_only_the_trainer_alive_waits_for_a_producer(
     redis_config: RedisConfig, in_background: Callable[..., threading.Thread]
 ) -> None:
@@ -739,7 +753,7 @@ def test_a_finished_run_ends_its_producer_and_refuses_another(
     with pytest.raises(RunFinished):
         writer.push(4, payloads(4, 8))
     with pytest.raises(RunFinished):
-        writer.wait(4)
+        writer.linger(4)
     for refused in (
         lambda: make_writer(redis_config),
         lambda: Trainer(redis_config, "b"),
