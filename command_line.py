@@ -71,7 +71,13 @@ def run(main: Callable[[], None]) -> NoReturn:
 
 
 def interrupt(signal_number: int, frame: FrameType | None) -> NoReturn:
-    """The signal handler that `run` sets: raises `Interruption`."""
+    """The signal handler that `run` sets: raises `Interruption`, once.
+
+    A SIGTERM often comes twice, to the process and to its group: the second must not interrupt the tidying up. A second
+    Ctrl-C ends the program on the spot.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     raise Interruption(signal_number)
 
 

@@ -7,7 +7,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,9 @@ BEAT_S = 1.0
 ROOM_IS_KNOWN_FOR_S = 1.0
 LINES_PER_CALL = 200
 LINE_BYTES = 500
+
+TRAINER_SILENT_S = 3600.0
+"""A trainer that has not been heard of for so long is not waited for. An evaluation may take most of an hour."""
 
 
 class ProducerAnnouncement:
@@ -74,9 +77,11 @@ class SampleWriter:
         self.card = card
         self.token = _process_token()
         self.waiting = False
-        """Whether `push` or `wait` is waiting just now."""
+        """Whether `push` is waiting for room just now."""
         self.waited_s = 0.0
         """Seconds spent waiting so far."""
+        self.on_wait: Callable[[], None] = lambda: None
+        """Called every 2 s or so while waiting: for progress."""
         self._queue = open_queue(config)
         self._limit = self._queue.status().limit_bytes
         self._room, self._room_at, self._beaten_at = 0, float("-inf"), float("-inf")
@@ -156,31 +161,31 @@ class SampleWriter:
         self._check(self._queue.run("heartbeat", self.token))
         self._beaten_at = time.monotonic()
 
-    def wait(self, position: int) -> int:
-        """Waits at the end of the plan until the trainer is done, or needs samples again.
+    def linger(self, position: int) -> int:
+        """Stays at the end of the plan as long as a trainer may need samples again.
 
         Args:
-            position: the tail that this producer knows.
+            position: the tail that this producer knows: the end of the plan.
 
         Returns:
-            The new tail, to go on from: the trainer went back, or the queue was wiped.
+            The new tail, to go on from: the trainer went back, or the queue was wiped. `position` itself when no
+            trainer is attached, or the attached one has been silent for `TRAINER_SILENT_S`: nobody is left.
 
         Raises:
             RunFinished: the trainer is done.
             FencedError: another producer has taken over.
         """
         log = WaitingLog()
-        self.waiting = True
-        try:
-            while True:
-                state, *rest = self._check(self._queue.run("heartbeat", self.token))
-                tail = self._open(position, take_over=False) if state == b"lost" else int(rest[0])
-                if tail != position:
-                    return tail
-                log.say(lambda: "all samples are pushed; waiting for the trainer to finish")
-                self._sleep(self.config.sleep_seconds)
-        finally:
-            self.waiting = False
+        while True:
+            state, *rest = self._check(self._queue.run("heartbeat", self.token))
+            tail = self._open(position, take_over=False) if state == b"lost" else int(rest[0])
+            if tail != position:
+                return tail
+            silent_s = self.status().trainer_seen_s
+            if silent_s is None or silent_s > TRAINER_SILENT_S:
+                return position
+            log.say(lambda: "all samples are pushed; staying until the trainer is done, in case it needs some again")
+            self._sleep(self.config.sleep_seconds)
 
     def status(self) -> QueueStatus:
         """The queue at this moment."""
@@ -274,6 +279,7 @@ class SampleWriter:
         while (left := end - time.monotonic()) > 0:
             time.sleep(min(left, 2.0))
             self.heartbeat()
+            self.on_wait()
         self.waited_s += time.monotonic() - started
 
 

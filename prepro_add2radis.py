@@ -1,0 +1,124 @@
+"""The producer: augments recordings and pushes their log-mels to Redis, and waits while Redis is at its memory limit.
+
+    python prepro_add2radis.py --data.train_manifest train.csv --model.model_name openai/whisper-medium
+
+Start it before or after the trainer (final_training_medium.py), with the same settings. Stop it whenever you like:
+started again, it goes on where the queue stands. It ends when all is pushed and no trainer may need any of it again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import audioaugmentations
+from command_line import log_config, parse, run
+from config import Config
+from data_processor import load_feature_spec, load_transcript_encoder
+from plan import fingerprint, make_plan
+from producer_report import Progress, Tally
+from recordings import load_recordings
+from redis_manager import PlanCard, RunFinished, SampleWriter, announce_producer
+from rejected_report import LateRejections, check_rejected
+from worker_pool import Recipe, WorkerPool
+
+logger = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Local storage → plan → worker pool → virtual container, until every sample is pushed."""
+    config = parse(Config, __doc__ or "")
+    log_config(config)
+    config.save(Path(config.model.output_dir) / "producer_config.json")
+    recipe = make_recipe(config)
+    writer = SampleWriter(config.redis, make_card(recipe))
+    try:
+        push_samples(recipe, writer)
+    except RunFinished:
+        logger.info("the trainer is done")
+    finally:
+        writer.close()
+
+
+def make_recipe(config: Config) -> Recipe:
+    """Reads and scans the manifest, and plans the stream. A trainer that waits for the plan hears that it is coming."""
+    announcement = announce_producer(config.redis)
+    try:
+        spec = load_feature_spec(config.model.model_name)
+        spec.check_sample_rate(config.audio_augmentation.sample_rate)
+        encoder = load_transcript_encoder(config.model)
+        recordings = load_recordings(
+            config.data.train_manifest, config.data, spec, encoder,
+            report=report_path(config), processes=workers(config), heartbeat=announcement.heartbeat,
+        )  # fmt: skip
+        augmentation = config.audio_augmentation
+        audioaugmentations.prepare(augmentation, Path(config.data.cache_dir))
+        mark = fingerprint(config, recordings, spec, encoder, audioaugmentations.fingerprint(augmentation))
+        return Recipe(config, make_plan(config, recordings), recordings, spec, encoder, mark)
+    finally:
+        announcement.close()
+
+
+def push_samples(recipe: Recipe, writer: SampleWriter) -> None:
+    """Pushes the stream from where the queue stands, waiting while there is no room, and prints the closing report."""
+    config, planned, tally = recipe.config, len(recipe.plan), Tally()
+    late = LateRejections(report_path(config), recipe.fingerprint)
+    position = writer.open()
+    try:
+        with (
+            WorkerPool(recipe, workers(config)) as pool,
+            Progress(planned, position, writer.status) as progress,
+        ):
+            writer.on_wait = lambda: progress.show(position, waiting=writer.waiting)
+            while position < planned or (position := writer.linger(position)) < planned:
+                chunk = pool.chunk_at(position, writer.heartbeat)
+                late.add(chunk.rejected)
+                check_late_rejections(recipe, late)
+                position = writer.push(position, chunk.payloads, chunk.rejected)
+                tally.add(chunk)
+                progress.show(position)
+    finally:
+        rejected = recipe.recordings.rejected + late.rows
+        print(tally.report(position, planned, rejected, report_path(config)), flush=True)
+
+
+def check_late_rejections(recipe: Recipe, late: LateRejections) -> None:
+    """Stops the run when more recordings fail, at the scan and while decoding, than the configuration allows."""
+    data, found = recipe.config.data, recipe.recordings
+    rejected, rows = found.rejected + late.rows, found.rejected + len(found)
+    check_rejected(rejected, rows, data.max_rejected_fraction, data.train_manifest, report_path(recipe.config))
+
+
+def make_card(recipe: Recipe) -> PlanCard:
+    """What a trainer must know of the plan."""
+    spec, data = recipe.spec, recipe.config.data
+    feature_bytes = spec.num_mel_bins * spec.window_frames * (2 if data.feature_dtype == "float16" else 4)
+    return PlanCard(
+        fingerprint=recipe.fingerprint,
+        planned=len(recipe.plan),
+        samples_per_epoch=recipe.plan.samples_per_epoch,
+        num_mel_bins=spec.num_mel_bins,
+        window_frames=spec.window_frames,
+        feature_dtype=data.feature_dtype,
+        tokenizer=recipe.encoder.digest,
+        max_sample_bytes=feature_bytes + 4 * recipe.encoder.max_tokens + HEADER_BYTES,
+    )
+
+
+HEADER_BYTES = 2048
+"""Room for a sample's header: its id is of the user's making."""
+
+
+def workers(config: Config) -> int:
+    """Worker processes: as configured, or one per core that this process may use."""
+    return config.data.num_workers or len(os.sched_getaffinity(0))
+
+
+def report_path(config: Config) -> Path:
+    """The rejected report."""
+    return Path(config.model.output_dir) / "rejected.jsonl"
+
+
+if __name__ == "__main__":
+    run(main)
