@@ -1,0 +1,241 @@
+"""A training run from start to end: what it goes on from, its trainer, its evaluation, what it leaves behind."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from multiprocessing.sharedctypes import RawValue
+from pathlib import Path
+
+from accelerate.utils import broadcast_object_list  # type: ignore[import-untyped]
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    TrainerState,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+)
+from transformers.utils import SAFE_WEIGHTS_NAME
+from transformers.utils.logging import disable_progress_bar
+
+from checkpoints import TRAINER_STATE, Checkpoint, Progress, newest_complete, remove_incomplete
+from config import Config, UserError
+from data_processor import FeatureSpec, TranscriptEncoder, load_feature_spec, load_transcript_encoder
+from metrics import TranscriptionMetrics
+from recordings import Recordings, load_recordings
+from redis_manager import FinishedRunError, PlanCard, SampleReader, check_capacity, trainer_token
+from stop_flag import StopFlag
+from stream_trainer import StreamTrainer
+from trainer_arguments import make_training_arguments
+from training_data import BatchMaker, EvaluationCollator, PositionDataset, StreamCollator
+from training_log import LogLine
+from training_report import make_report
+from training_schedule import Schedule, make_schedule
+from whisper_model import check_model_fits
+
+logger = logging.getLogger(__name__)
+
+SETTINGS_FILE = "trainer_config.json"
+REJECTED_FILE = "rejected_eval.jsonl"
+
+
+class TooFewSamplesError(UserError):
+    """The plan does not fill one optimizer step."""
+
+
+class TrainingRun:
+    """What a run of the training script holds from its first line to its last."""
+
+    def __init__(self, config: Config) -> None:
+        """Meets the other ranks, if there are any, and prepares the output folder.
+
+        Raises:
+            UserError: an argument that cannot work, or an output folder that cannot be written.
+        """
+        disable_progress_bar()  # of loading and writing weights: noise in a log file
+        self._config = config
+        self._output_dir = Path(config.model.output_dir).expanduser()
+        self._arguments = make_training_arguments(config)
+        self._leads = self._arguments.process_index == 0
+        if self._leads:
+            config.save(self._output_dir / SETTINGS_FILE)
+        self._stop = StopFlag()
+        self._trained = RawValue("q", 0)
+        token = broadcast_object_list([trainer_token()])[0]
+        self._reader = SampleReader(config.redis, token, self._trained, self._stop)
+        self._checkpoint: Checkpoint | None = None
+
+    def wait_for_plan(self) -> PlanCard:
+        """Waits until a producer has made the plan.
+
+        Raises:
+            UserError: no server, no producer for `redis.producer_timeout_s`, or a run that is finished.
+        """
+        try:
+            return self._reader.wait_for_plan()
+        except FinishedRunError as error:
+            if (self._output_dir / SAFE_WEIGHTS_NAME).is_file():
+                raise FinishedRunError(f"{error}. The model that was trained lies in {self._output_dir}") from error
+            raise
+
+    def make_trainer(
+        self, card: PlanCard, model: WhisperForConditionalGeneration, processor: WhisperProcessor
+    ) -> StreamTrainer:
+        """Checks that plan, model, memory and checkpoints fit each other, and makes the trainer from them.
+
+        Raises:
+            UserError: they do not; one line says what to change.
+        """
+        config, arguments = self._config, self._arguments
+        spec, encoder = load_feature_spec(config.model.model_name), load_transcript_encoder(config.model)
+        check_model_fits(card, model, spec, encoder)
+        arguments.generation_max_length = min(config.model.generation_max_length, model.config.max_target_positions)
+        with arguments.main_process_first(local=False, desc="looking for a checkpoint"):
+            self._checkpoint = self._find_checkpoint(card)
+        schedule = self._make_schedule(card)
+        recordings = self._load_evaluation(spec, encoder)
+        make_batch = BatchMaker(
+            card.window_frames, model.config.decoder_start_token_id, int(model.config.pad_token_id or 0)
+        )
+        trainer = StreamTrainer(
+            schedule=schedule,
+            samples_per_epoch=card.samples_per_epoch,
+            progress=Progress(plan=card.fingerprint),
+            reader=self._reader,
+            trained=self._trained,
+            stop=self._stop,
+            stream_collator=StreamCollator(self._reader, card, f"{config.redis.namespace}:samples", make_batch),
+            evaluation_collator=EvaluationCollator(recordings, spec, config.data, encoder, make_batch)
+            if recordings
+            else None,
+            keep_checkpoints=config.model.save_total_limit,
+            early_stopping_patience=config.model.early_stopping_patience if recordings else 0,
+            log_samples=config.model.log_samples,
+            model=model,
+            args=arguments,
+            train_dataset=PositionDataset(card.planned),
+            eval_dataset=PositionDataset(len(recordings)) if recordings else None,
+            processing_class=processor,
+            compute_metrics=TranscriptionMetrics(processor.tokenizer) if arguments.predict_with_generate else None,
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(LogLine(lambda: trainer.state.global_step if trainer.is_in_train else trainer.model_step))
+        return trainer
+
+    def attach(self, trainer: StreamTrainer) -> None:
+        """Makes this run the one that the queue serves, from where the checkpoint stands.
+
+        Raises:
+            UserError: the queue holds another plan, or a finished run.
+        """
+        self._trained.value = trainer.schedule.start_position
+        if self._leads:
+            self._reader.attach(trainer.schedule.start_position)
+        trainer.accelerator.wait_for_everyone()
+
+    def train(self, trainer: StreamTrainer) -> None:
+        """Trains until the plan or `model.max_steps` is done, or early stopping hits.
+
+        Raises:
+            Interruption: Ctrl-C or SIGTERM; a complete checkpoint has been saved.
+            UserError: training cannot go on.
+        """
+        trainer.train_stream(self._checkpoint.path if self._checkpoint else None)
+
+    def evaluate(self, trainer: StreamTrainer) -> dict[str, float]:
+        """Evaluates the model as it will be saved, unless that was the last evaluation anyway.
+
+        Returns:
+            `eval_loss`, `eval_wer` and the like; empty without an evaluation manifest.
+        """
+        if trainer.eval_dataset is None:
+            return {}
+        step = trainer.model_step
+        evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+        if evaluations and evaluations[-1]["step"] == step:
+            return evaluations[-1]
+        logger.info("evaluating the model of step %d", step)
+        return trainer.evaluate()
+
+    def save(self, trainer: StreamTrainer) -> None:
+        """Saves the model with all that is needed to load it, and says in the queue that the run is finished.
+
+        Raises:
+            UserError: the output folder cannot be written.
+        """
+        trainer.save_final_model()
+        if self._leads:
+            self._reader.finish()
+
+    def report(self, trainer: StreamTrainer, metrics: dict[str, float]) -> str:
+        """The closing report; empty on all ranks but the first."""
+        return make_report(self._config, trainer, metrics) if self._leads else ""
+
+    def _find_checkpoint(self, card: PlanCard) -> Checkpoint | None:
+        checkpoint = newest_complete(self._output_dir, card.fingerprint)
+        if self._leads:
+            remove_incomplete(self._output_dir)
+            if checkpoint:
+                logger.info(
+                    "going on from %s: step %d, position %d of %d",
+                    checkpoint.path, checkpoint.step, checkpoint.position, card.planned,
+                )  # fmt: skip
+        return checkpoint
+
+    def _make_schedule(self, card: PlanCard) -> Schedule:
+        arguments, checkpoint = self._arguments, self._checkpoint
+        micro_batches = arguments.train_batch_size * arguments.world_size
+        global_batch = micro_batches * arguments.gradient_accumulation_steps
+        schedule = make_schedule(
+            card.planned,
+            start_step=checkpoint.step if checkpoint else 0,
+            start_position=checkpoint.position if checkpoint else 0,
+            global_batch=global_batch,
+            ranks=arguments.world_size,
+            max_steps=self._config.model.max_steps,
+        )
+        if checkpoint is None and card.planned < global_batch:
+            raise TooFewSamplesError(
+                f"the plan has {card.planned} samples, fewer than the {global_batch} of one optimizer step: lower "
+                "model.per_device_train_batch_size or model.gradient_accumulation_steps, or raise data.epochs"
+            )
+        arguments.max_steps = schedule.steps
+        if checkpoint:
+            schedule = self._resume(checkpoint, schedule)
+        if schedule.is_done:
+            logger.info("nothing is left to train: %s is at the end of the run", checkpoint and checkpoint.path)
+            return schedule
+        warmup_steps = arguments.get_warmup_steps(schedule.steps)
+        if warmup_steps >= schedule.steps:
+            logger.warning(
+                "model.warmup_steps (%d) is no less than the %d steps of the whole run: the learning rate never "
+                "reaches its peak; set --model.warmup_steps 0.1 for a tenth of the run",
+                warmup_steps, schedule.steps,
+            )  # fmt: skip
+        prefetched = arguments.dataloader_num_workers * (arguments.dataloader_prefetch_factor or 2)
+        check_capacity(
+            self._reader.status().limit_bytes, card.max_sample_bytes, global_batch + micro_batches * (1 + prefetched)
+        )
+        return schedule
+
+    def _resume(self, checkpoint: Checkpoint, schedule: Schedule) -> Schedule:
+        """Whether the checkpoint ends the run, and whether its evaluation was cut short."""
+        arguments = self._arguments
+        state = TrainerState.load_from_json(str(checkpoint.path / TRAINER_STATE))
+        ends_here = schedule.is_done or checkpoint.step % self._config.model.eval_steps == 0
+        evaluated = any(entry["step"] == checkpoint.step and "eval_loss" in entry for entry in state.log_history)
+        arguments.eval_on_start = arguments.eval_strategy == "steps" and ends_here and not evaluated
+        stopping = state.stateful_callbacks.get(EarlyStoppingCallback.__name__)
+        patience = self._config.model.early_stopping_patience
+        if stopping and patience and stopping["attributes"]["early_stopping_patience_counter"] >= patience:
+            arguments.max_steps = checkpoint.step
+            return replace(schedule, stop_position=checkpoint.position, steps=checkpoint.step)
+        return schedule
+
+    def _load_evaluation(self, spec: FeatureSpec, encoder: TranscriptEncoder) -> Recordings | None:
+        data, report = self._config.data, self._output_dir / REJECTED_FILE
+        if not data.eval_manifest:
+            return None
+        with self._arguments.main_process_first(local=False, desc="scanning the evaluation manifest"):
+            # Threads: an evaluation manifest is small, and new processes would import all of this first.
+            return load_recordings(data.eval_manifest, data, spec, encoder, report=report, processes=0)
