@@ -566,6 +566,35 @@ def test_trained_samples_stay_in_flight_up_to_half_of_the_limit(redis_config: Re
     assert trainer.reader.status().position == status.position
 
 
+def test_a_take_itself_keeps_in_flight_samples_to_half_of_the_limit(redis_config: RedisConfig) -> None:
+    small = dataclasses.replace(redis_config, max_memory_gb=32 / 1024)
+    make_writer(small).push(0, payloads(0, 200, 100_000))
+    trainer = Trainer(small)
+    for start in range(0, 200, 8):
+        trainer.reader.take(start, 8)
+        trainer.trained.value = start  # trained, but not trimmed: the batch before
+        assert trainer.reader.status().inflight_bytes <= small.max_memory_bytes / 2
+    assert trainer.reader.status().position > 0
+
+
+def test_a_resume_reads_in_flight_samples_again_without_exceeding_the_limit(
+    own_embedded: OwnEmbedded, in_background: Callable[..., threading.Thread]
+) -> None:
+    config = own_embedded(32)
+    writer = make_writer(config)
+    in_background(produce, writer, 0, 10**6, 54_000, 32)
+    Trainer(config).reader.take(0, 250)  # about 14 MB in flight, none of them committed
+    deadline = time.monotonic() + 10
+    while not writer.waiting and time.monotonic() < deadline:
+        time.sleep(0.01)
+    connect(config).call(lambda client: client.config_resetstat())  # also forgets the peak so far
+    second = Trainer(config, "trainer-2", attach=0)
+    assert second.reader.take(0, 250) == payloads(0, 250, 54_000)
+    status = second.reader.status()
+    second.reader.finish()
+    assert 0.8 * status.limit_bytes < status.used_memory_peak_bytes <= status.limit_bytes
+
+
 def test_a_limit_that_is_too_low_is_refused_with_one_that_is_enough(redis_config: RedisConfig) -> None:
     with pytest.raises(CapacityError) as failure:
         check_capacity(int(0.03 * GIB), 500_000, 64)
