@@ -92,7 +92,7 @@ def test_progress_of_earlier_sessions_is_read_back(tmp_path):
 
 def test_a_checkpoint_of_another_plan_is_refused_with_a_remedy(tmp_path):
     write_complete(tmp_path, 10, 80, plan="another plan")
-    with pytest.raises(ForeignCheckpointError, match="another plan.*--model.output_dir") as caught:
+    with pytest.raises(ForeignCheckpointError, match=r"another plan.*--model.output_dir") as caught:
         newest_complete(tmp_path, PLAN)
     assert "\n" not in str(caught.value)
 
@@ -159,7 +159,7 @@ def test_a_checkpoint_that_is_written_again_is_incomplete_meanwhile(tmp_path):
     [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing file data/0")],
 )
 def test_a_full_disk_is_told_in_one_line(tmp_path, error):
-    with pytest.raises(CheckpointError, match="cannot save .*Make room") as caught, saving(tmp_path):
+    with pytest.raises(CheckpointError, match=r"cannot save .*Make room") as caught, saving(tmp_path):
         raise error
     assert "\n" not in str(caught.value)
 
