@@ -243,11 +243,6 @@ class ModelConfig:
             self.metric_for_best_model,
             "one of " + ", ".join(METRICS),
         )
-        if self.load_best_model_at_end and self.save_steps % self.eval_steps:
-            raise ConfigurationError(
-                f"model.save_steps is {self.save_steps}: with model.load_best_model_at_end it must be a multiple of "
-                f"model.eval_steps ({self.eval_steps}), so that the best evaluation has a checkpoint"
-            )
         if not self.predict_with_generate and self.metric_for_best_model != "loss":
             raise ConfigurationError(
                 f"model.metric_for_best_model is {self.metric_for_best_model!r}, which needs "
@@ -353,6 +348,14 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     audio_augmentation: AudioAugmentationConfig = field(default_factory=AudioAugmentationConfig)
+
+    def __post_init__(self) -> None:
+        model = self.model
+        if self.data.eval_manifest and model.load_best_model_at_end and model.save_steps % model.eval_steps:
+            raise ConfigurationError(
+                f"model.save_steps is {model.save_steps}: with model.load_best_model_at_end it must be a multiple of "
+                f"model.eval_steps ({model.eval_steps}), so that the best evaluation has a checkpoint"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as nested dictionaries, with user and password cut out of `redis.url`."""

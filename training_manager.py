@@ -7,7 +7,7 @@ from dataclasses import replace
 from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
 
-from accelerate.utils import broadcast_object_list  # type: ignore[import-untyped]
+from accelerate.utils import broadcast_object_list
 from transformers import (
     EarlyStoppingCallback,
     PrinterCallback,

@@ -110,7 +110,6 @@ def test_an_unknown_flag_is_an_error_that_suggests_the_right_one(capsys):
         ("data", {"min_duration_s": 5, "max_duration_s": 5}, "data.max_duration_s"),
         ("data", {"include_original": False, "augmented_copies": 0}, "no sample"),
         ("model", {"save_total_limit": 1}, "at least 2"),
-        ("model", {"save_steps": 30, "eval_steps": 20}, "multiple of"),
         ("model", {"metric_for_best_model": "bleu"}, "cer, wer"),
         ("model", {"predict_with_generate": False}, "predict_with_generate"),
         ("model", {"max_steps": 0}, "max_steps"),
@@ -125,6 +124,13 @@ def test_an_unknown_flag_is_an_error_that_suggests_the_right_one(capsys):
 def test_a_contradiction_is_refused_by_name(group, settings, message):
     with pytest.raises(ConfigurationError, match=re.escape(message)):
         GROUPS[group](**settings)
+
+
+def test_the_best_model_needs_a_checkpoint_at_its_evaluation():
+    model = ModelConfig(save_steps=30, eval_steps=20)
+    Config(model=model)  # without an evaluation there is no best model
+    with pytest.raises(ConfigurationError, match="multiple of"):
+        Config(data=DataConfig(eval_manifest="eval.csv"), model=model)
 
 
 def test_an_option_list_may_be_empty_when_its_augmentation_is_off():

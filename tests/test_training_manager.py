@@ -21,7 +21,7 @@ import pytest
 import safetensors.numpy
 import soundfile
 import torch
-from accelerate.data_loader import BatchSamplerShard  # type: ignore[import-untyped]
+from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler
 from transformers import WhisperConfig, pipeline
 

@@ -1,0 +1,276 @@
+"""The two scripts as a user runs them: processes with flags, messages and exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import soundfile
+
+from tests.conftest import DIGITS, find_free_port
+
+ROOT = Path(__file__).parent.parent
+PRODUCER, TRAINER = "prepro_add2radis.py", "final_training_medium.py"
+
+
+class Run:
+    """The flags of one run, and its scripts as processes."""
+
+    def __init__(self, folder: Path, checkpoint: Path, port: int) -> None:
+        self.output_dir = folder / "out"
+        self.manifest = folder / "train.jsonl"
+        self.settings: dict[str, object] = {
+            "redis.port": port,
+            "redis.max_memory_gb": 0.05,
+            "redis.namespace": "test",
+            "redis.sleep_seconds": 0.2,
+            "data.train_manifest": self.manifest,
+            "data.eval_manifest": "",
+            "data.epochs": 1,
+            "data.num_workers": 1,
+            "data.cache_dir": folder / "cache",
+            "audio_augmentation.far_field_rooms": 1,
+            "model.model_name": checkpoint,
+            "model.language": "English",
+            "model.output_dir": self.output_dir,
+            "model.per_device_train_batch_size": 4,
+            "model.warmup_steps": 0.1,
+            "model.logging_steps": 4,
+            "model.log_samples": True,
+            "model.generation_max_length": 12,
+            "model.per_device_eval_batch_size": 40,
+        }
+
+    def flags(self, **changes: object) -> list[str]:
+        settings = self.settings | {name.replace("__", "."): value for name, value in changes.items()}
+        return [f"--{name}={value}" for name, value in settings.items()]
+
+    def start(self, script: str, **changes: object) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, script, *self.flags(**changes)],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def finish(self, script: str, **changes: object) -> tuple[int, str, str]:
+        return finish(self.start(script, **changes))
+
+    def status(self) -> dict:
+        command = [sys.executable, "redis_manager.py", "status", "--json", *self.flags()[:3]]
+        return json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+
+    def trained_positions(self) -> list[int]:
+        lines = (self.output_dir / "trained_samples.jsonl").read_text().splitlines()
+        return [position for line in lines for position in json.loads(line)["positions"]]
+
+
+def finish(process: subprocess.Popen[str], timeout_s: float = 120) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a script, once it has ended."""
+    try:
+        out, err = process.communicate(timeout=timeout_s)
+    finally:
+        process.kill()
+    return process.returncode, out, err
+
+
+@contextlib.contextmanager
+def ending(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_checkpoint: Path) -> Iterator[Run]:
+    """A run over 20 of the digits' recordings: 40 samples. Its embedded server ends with the test."""
+    rows = (DIGITS / "train" / "metadata.csv").read_text().splitlines()
+    names = rows[0].split(",")
+    with (tmp_path / "train.jsonl").open("w") as file:
+        for row in rows[1:21]:
+            values = dict(zip(names, row.split(","), strict=True))
+            file.write(
+                json.dumps({"audio": str(DIGITS / "train" / values["file_name"]), "text": values["text"]}) + "\n"
+            )
+    run = Run(tmp_path, tiny_checkpoint, find_free_port())
+    yield run
+    stop = [sys.executable, "redis_manager.py", "stop", run.flags()[0]]
+    subprocess.run(stop, cwd=ROOT, capture_output=True, check=False)
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_both_scripts_together_train_every_sample_once(run):
+    """The trainer first, which waits for the plan; then the producer."""
+    trainer = run.start(TRAINER, model__eval_steps=5, model__save_steps=5, data__eval_manifest=DIGITS / "eval")
+    producer = run.start(PRODUCER)
+    code, out, err = finish(producer)
+    assert code == 0, err
+    assert "pushed 40 samples" in out
+    assert "20 original" in out
+    assert "rejected recordings: 0" in out
+    assert "sample/s" in err
+    code, out, err = finish(trainer)
+    assert code == 0, err
+    assert run.trained_positions() == list(range(40))
+    assert "WER" in out
+    assert "Transcribe" in out
+    assert json.loads((run.output_dir / "producer_config.json").read_text())["data"]["epochs"] == 1
+    status = run.status()
+    assert (status["planned"], status["tail"], status["producer_alive"]) == (40, 40, False)
+    code, _, err = run.finish(PRODUCER)
+    assert code == 2
+    assert "finished" in err
+    assert "clear" in err
+
+
+def test_a_producer_that_was_killed_goes_on_and_the_stream_is_the_same(run, tmp_path):
+    def payloads(namespace: str) -> list[bytes]:
+        import redis
+
+        with redis.Redis(port=run.settings["redis.port"]) as client:
+            return client.lrange(f"{namespace}:samples", 0, -1)
+
+    assert run.finish(PRODUCER, data__epochs=20)[0] == 0
+    undisturbed = payloads("test")
+    assert len(undisturbed) == 20 * 20 * 2
+    kills = 0
+    while True:
+        with ending(run.start(PRODUCER, redis__namespace="other", data__epochs=20, data__chunk_size=16)) as producer:
+            before = len(payloads("other"))
+            wait_until(lambda: len(payloads("other")) > before + 100 or producer.poll() is not None)  # noqa: B023
+            if producer.poll() is not None:
+                assert producer.returncode == 0
+                break
+            producer.kill()
+            kills += 1
+    assert kills >= 3
+    assert payloads("other") == undisturbed
+
+
+def test_a_full_container_makes_the_producer_wait_and_a_signal_ends_it(run):
+    with ending(run.start(PRODUCER, data__epochs=200, redis__max_memory_gb=0.02)) as producer:
+        wait_until(lambda: b"waiting for room" in os.read(producer.stderr.fileno(), 65536))
+        full = run.status()
+        assert full["limit_bytes"] * 0.8 < full["used_memory_bytes"] <= full["limit_bytes"]
+        process = psutil.Process(producer.pid)
+        family = [process, *process.children(recursive=True)]
+        before = [sum(p.cpu_times()[:2]) for p in family]
+        time.sleep(4)
+        used = sum(sum(p.cpu_times()[:2]) for p in family) - sum(before)
+        assert used < 4 * 0.10, "waiting is not free"  # the promise is 2 %, measured by benchmarks/waiting.py
+        assert run.status()["tail"] == full["tail"]
+        producer.send_signal(signal.SIGTERM)
+        started = time.monotonic()
+        code, out, err = finish(producer)
+        assert code == 143
+        assert time.monotonic() - started < 15
+        assert "pushed" in out
+        assert "Traceback" not in err
+        assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family)
+    assert full["used_memory_peak_bytes"] <= full["limit_bytes"]
+
+
+def spoil(run: Run, rows: list[dict]) -> None:
+    """Adds rows to the run's manifest."""
+    with run.manifest.open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def test_bad_recordings_are_reported_and_the_run_goes_on(run, tmp_path):
+    soundfile.write(tmp_path / "long.wav", np.zeros(31 * 8000), 8000)
+    soundfile.write(tmp_path / "nan.wav", np.full(16000, np.nan), 16000, subtype="FLOAT")
+    (tmp_path / "late.wav").write_bytes(b"RIFF....")
+    bad = [
+        {"audio": "absent.wav", "text": "one"},
+        {"audio": "long.wav", "text": "one"},
+        {"audio": "nan.wav", "text": "one"},  # its header is fine: found while decoding
+        {"audio": "long.wav", "text": " "},
+    ]
+    spoil(run, bad)
+    code, out, err = run.finish(PRODUCER, data__max_rejected_fraction=0.3)
+    assert code == 0, err
+    assert "pushed 42 samples" in out
+    assert "rejected recordings: 4, see" in out
+    report = [json.loads(line) for line in (run.output_dir / "rejected.jsonl").read_text().splitlines()]
+    assert [line["reason"] for line in report[:3]] == [
+        "file not found", "too long: 31.00 s, the limit is 4 s", "empty transcript",
+    ]  # fmt: skip
+    assert all("NaN" in line["reason"] and line["audio"].endswith("nan.wav") for line in report[3:])
+    assert run.status()["rejected"] >= 1
+
+
+def test_too_many_recordings_that_fail_while_decoding_stop_the_run(run, tmp_path):
+    soundfile.write(tmp_path / "nan.wav", np.full(16000, np.nan), 16000, subtype="FLOAT")
+    spoil(run, [{"audio": "nan.wav", "text": f"one {i}"} for i in range(4)])
+    code, _, err = run.finish(PRODUCER)
+    assert code == 2
+    assert "of 24 rows" in err
+    assert "data.max_rejected_fraction" in err
+
+
+@pytest.mark.parametrize(
+    ("script", "changes", "remedy"),
+    [
+        (PRODUCER, {"data__train_manifest": "nowhere.csv"}, "--data.train_manifest"),
+        (PRODUCER, {"data__text_column": "speech"}, "--data.text_column"),
+        (PRODUCER, {"model__model_name": "nowhere"}, "model.model_name 'nowhere'"),
+        (PRODUCER, {"model__output_dir": "/proc/nowhere"}, "--model.output_dir"),
+        (PRODUCER, {"redis__embedded": False}, "redis.embedded"),
+        (PRODUCER, {"audio_augmentation__sample_rate": 8000}, "audio_augmentation.sample_rate"),
+        (TRAINER, {"model__model_name": "nowhere", "redis__embedded": False}, "redis.embedded"),
+    ],
+)
+def test_what_cannot_work_is_one_clear_line_and_code_2(run, script, changes, remedy):
+    code, _, err = run.finish(script, **changes)
+    assert code == 2
+    assert "Traceback" not in err
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, err
+    assert remedy in errors[0]
+
+
+def test_a_queue_with_another_plan_is_refused_with_both_remedies(run):
+    assert run.finish(PRODUCER)[0] == 0
+    code, _, err = run.finish(PRODUCER, data__seed=7)
+    assert code == 2
+    assert "redis_manager.py clear" in err
+    assert "--redis.namespace" in err
+    assert run.finish(PRODUCER, data__seed=7, redis__namespace="other")[0] == 0
+
+
+def test_a_second_producer_is_refused_while_the_first_lives(run):
+    with ending(run.start(PRODUCER, data__epochs=200, redis__max_memory_gb=0.02)) as first:
+        wait_until(lambda: b"waiting for room" in os.read(first.stderr.fileno(), 65536))
+        code, _, err = run.finish(PRODUCER, data__epochs=200, redis__max_memory_gb=0.02)
+        assert code == 2
+        assert "already feeds namespace 'test'" in err
+        assert first.poll() is None
+
+
+def test_help_teaches(run):
+    for script in (PRODUCER, TRAINER):
+        result = subprocess.run(
+            [sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        assert "--redis.max_memory_gb" in result.stdout
+        assert "2^30" in result.stdout
