@@ -221,6 +221,11 @@ def make_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = WhisperForConditionalGeneration(config)
+    # Random weights would write timestamps most of the time, and `generate` listens again from each of them: evaluating
+    # the untrained model would take minutes. With a logit of 0 they hardly ever win.
+    first_timestamp = _token_id(tokenizer, NO_TIMESTAMPS) + 1
+    with torch.no_grad():
+        model.get_input_embeddings().weight[first_timestamp:] = 0  # shared with the output layer
     model.generation_config = make_generation_config(tokenizer, config)
     return model
 
