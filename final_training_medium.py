@@ -20,9 +20,8 @@ def main() -> None:
     command_line.log_config(config)
 
     run = TrainingRun(config)
-    plan = run.wait_for_plan()  # the producer makes it
-
     model, processor = load_model(config.model)
+    plan = run.wait_for_plan()  # the producer makes it
     trainer = run.make_trainer(plan, model, processor)  # refuses what does not fit together
 
     run.attach(trainer)  # the queue serves us from the checkpoint's position on

@@ -16,6 +16,7 @@ import audioaugmentations
 from command_line import log_config, parse, run
 from config import Config
 from data_processor import load_feature_spec, load_transcript_encoder
+from manifest import find_manifest
 from plan import fingerprint, make_plan
 from producer_report import Progress, Tally
 from recordings import load_recordings
@@ -43,11 +44,12 @@ def main() -> None:
 
 def make_recipe(config: Config) -> Recipe:
     """Reads and scans the manifest, and plans the stream. A trainer that waits for the plan hears that it is coming."""
+    find_manifest(config.data.train_manifest)  # a wrong path is told before a server is started or a model fetched
+    spec = load_feature_spec(config.model.model_name)
+    spec.check_sample_rate(config.audio_augmentation.sample_rate)
+    encoder = load_transcript_encoder(config.model)
     announcement = announce_producer(config.redis)
     try:
-        spec = load_feature_spec(config.model.model_name)
-        spec.check_sample_rate(config.audio_augmentation.sample_rate)
-        encoder = load_transcript_encoder(config.model)
         recordings = load_recordings(
             config.data.train_manifest, config.data, spec, encoder,
             report=report_path(config), processes=workers(config), heartbeat=announcement.heartbeat,

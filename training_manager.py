@@ -21,6 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 from checkpoints import TRAINER_STATE, Checkpoint, Progress, newest_complete, remove_incomplete
 from config import Config, UserError
 from data_processor import FeatureSpec, TranscriptEncoder, load_feature_spec, load_transcript_encoder
+from manifest import find_manifest
 from metrics import TranscriptionMetrics
 from recordings import Recordings, load_recordings
 from redis_manager import FinishedRunError, PlanCard, SampleReader, check_capacity, trainer_token
@@ -52,6 +53,8 @@ class TrainingRun:
         Raises:
             UserError: an argument that cannot work, or an output folder that cannot be written.
         """
+        if config.data.eval_manifest:
+            find_manifest(config.data.eval_manifest)  # a wrong path is told now, not after the model and the plan
         disable_progress_bar()  # of loading and writing weights: noise in a log file
         self._config = config
         self._output_dir = Path(config.model.output_dir).expanduser()
