@@ -225,7 +225,7 @@ def make_model(
     # the untrained model would take minutes. With a logit of 0 they hardly ever win.
     first_timestamp = _token_id(tokenizer, NO_TIMESTAMPS) + 1
     with torch.no_grad():
-        model.get_input_embeddings().weight[first_timestamp:] = 0  # shared with the output layer
+        model.model.decoder.embed_tokens.weight[first_timestamp:] = 0  # shared with the output layer
     model.generation_config = make_generation_config(tokenizer, config)
     return model
 
