@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from progress import progress_bar
 from redis_manager import QueueStatus
 from worker_pool import Chunk
 
@@ -31,9 +30,7 @@ class Progress:
             status: looks at the queue.
         """
         self._status, self._shown_at = status, 0.0
-        # On a terminal the line is drawn over; in a file every drawing is a line of its own, so it is drawn seldom.
-        every_s = 0.5 if sys.stderr.isatty() else 10.0
-        self._bar = tqdm(total=planned, initial=position, unit="sample", mininterval=every_s, file=sys.stderr)
+        self._bar = progress_bar(planned, "sample", initial=position)
 
         self._log_above = logging_redirect_tqdm()
 

@@ -11,7 +11,6 @@ import json
 import logging
 import math
 import os
-import sys
 import tempfile
 from collections import Counter, deque
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from config import DataConfig
 from data_processor import FeatureSpec, RecordingError, TranscriptEncoder, check_duration, why_unreadable
 from manifest import ManifestError, ManifestTable, digest_file, find_manifest, index_manifest
 from process_executor import ProcessExecutor
+from progress import progress_bar
 from rejected_report import Rejection, check_rejected, write_report
 
 logger = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ def _scan(
         with (
             open(unfinished / "rows.jsonl", "wb") as rows,
             open(unfinished / "rejected.jsonl", "wb") as rejected,
-            tqdm(total=table.rows, desc="scan", unit="row", mininterval=1.0, file=sys.stderr) as progress,
+            progress_bar(table.rows, "row", "scan") as progress,
         ):
             offsets, reasons, seconds = _collect(
                 executor, rules, max(1, processes), rows, rejected, progress, heartbeat

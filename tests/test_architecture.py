@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 LAYERS = [
     ["config"],
-    ["command_line", "rejected_report", "process_executor", "manifest", "data_processor", "sample"],
+    ["command_line", "rejected_report", "process_executor", "manifest", "data_processor", "sample", "progress"],
     ["speech_enhancement", "noise_sources", "room_acoustics", "embedded_redis"],
     ["audioaugmentations", "recordings", "redis_server"],
     ["plan", "sample_queue"],
