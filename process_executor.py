@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 MAX_DEATHS = 3
 """Workers that may die over one task before it is given up."""
+EXIT_S = 5.0
+"""How long an idle worker may take to end, in seconds."""
 THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 """Environment variables that keep the numerical libraries of a worker to one core."""
 
@@ -54,6 +56,7 @@ class ProcessExecutor(Executor):
         self._tasks = queue.SimpleQueue()
         self._closing = threading.Event()
         self._processes: dict[int, SpawnProcess] = {}
+        self._busy: set[int] = set()
         for name in THREAD_LIMITS:
             os.environ.setdefault(name, "1")
         self._threads = [threading.Thread(target=self._serve, args=(n,), daemon=True) for n in range(workers)]
@@ -71,10 +74,10 @@ class ProcessExecutor(Executor):
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Kills the workers: what they are doing can be done again. Queued tasks are dropped."""
+        """Ends the workers, those that are at work by force: it can be done again. Queued tasks are dropped."""
         self._closing.set()
-        for process in list(self._processes.values()):
-            process.kill()
+        for number in list(self._busy):
+            self._processes[number].kill()
         for _ in self._threads:
             self._tasks.put(None)
         if wait:
@@ -82,34 +85,49 @@ class ProcessExecutor(Executor):
                 thread.join()
 
     def _serve(self, number: int) -> None:
-        """The life of one worker's place: hands it tasks, and puts a new worker there when it dies."""
-        process, pipe = self._start(number)
-        while (task := self._tasks.get()) is not None and not self._closing.is_set():
+        """The life of one worker's place: starts a worker when there is a task, and a new one when it dies."""
+        worker: tuple[SpawnProcess, Connection] | None = None
+        while (task := self._tasks.get()) is not None:
+            self._busy.add(number)
+            if self._closing.is_set():
+                break
             future, function, arguments = task
-            if not future.set_running_or_notify_cancel():
-                continue
-            for deaths in range(1, MAX_DEATHS + 1):
-                try:
-                    pipe.send((function, arguments))
-                    succeeded, answer = pipe.recv()
-                except (EOFError, OSError):
-                    process.join()
-                    if self._closing.is_set():
-                        return
-                    logger.warning("worker %d died (exit code %s): starting another", process.pid, process.exitcode)
-                    process, pipe = self._start(number)
-                    if deaths == MAX_DEATHS:
-                        future.set_exception(
-                            WorkerError(
-                                f"{deaths} workers in a row died over the same task: out of memory? Try fewer "
-                                "--data.num_workers; what they printed stands above"
-                            )
-                        )
+            if future.set_running_or_notify_cancel():
+                for _ in range(MAX_DEATHS):
+                    try:
+                        worker = worker or self._start(number)
+                        succeeded, answer = _ask(worker[1], function, arguments)
+                    except (EOFError, OSError) as error:
+                        if self._closing.is_set():
+                            return
+                        worker = self._bury(worker, error)
+                    else:
+                        future.set_result(answer) if succeeded else future.set_exception(answer)
+                        break
                 else:
-                    future.set_result(answer) if succeeded else future.set_exception(answer)
-                    break
-        process.kill()
+                    future.set_exception(
+                        WorkerError(
+                            f"{MAX_DEATHS} workers in a row died over the same task: out of memory? Try fewer "
+                            "--data.num_workers; what they printed stands above"
+                        )
+                    )
+            self._busy.discard(number)
+        if worker:
+            process, pipe = worker
+            pipe.close()  # the worker's sign to go
+            process.join(EXIT_S)
+            process.kill()
+            process.join()
+
+    @staticmethod
+    def _bury(worker: tuple[SpawnProcess, Connection] | None, error: Exception) -> None:
+        if worker is None:
+            logger.warning("cannot start a worker (%s): trying again", error)
+            return
+        process, pipe = worker
+        pipe.close()
         process.join()
+        logger.warning("worker %d died (exit code %s): starting another", process.pid, process.exitcode)
 
     def _start(self, number: int) -> tuple[SpawnProcess, Connection]:
         # spawn: a fork would copy the parent's locks and hang in whatever library holds one
@@ -122,6 +140,13 @@ class ProcessExecutor(Executor):
         if self._closing.is_set():  # shut down since: nobody else would end this one
             process.kill()
         return process, ours
+
+
+def _ask(pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[bool, Any]:
+    """Has a worker do a task. Returns whether it succeeded, and its result or its error."""
+    pipe.send((function, arguments))
+    succeeded, answer = pipe.recv()
+    return succeeded, answer
 
 
 def _work(pipe: Connection, initializer: Callable[..., None] | None, initargs: tuple[Any, ...]) -> None:

@@ -182,10 +182,11 @@ def test_workers_that_die_again_and_again_end_the_run_with_a_reason(make_recipe)
 
 def test_the_heartbeat_goes_on_while_a_chunk_takes_long(make_recipe):
     beats = []
-    with WorkerPool(make_recipe(), 1) as pool:
+    with WorkerPool(make_recipe({"chunk_size": 1}), 1) as pool:
+        pool.chunk_at(0, never)
         for worker in child_workers():
             worker.suspend()
-        pool.chunk_at(0, lambda: beats.append([worker.resume() for worker in child_workers()]))
+        pool.chunk_at(100, lambda: beats.append([worker.resume() for worker in child_workers()]))
     assert beats
 
 
