@@ -1,4 +1,4 @@
-# make demo   train a tiny Whisper on spoken digits, from nothing to a transcript (about 6 minutes after installation)
+# make demo   train a tiny Whisper on spoken digits, from nothing to a transcript (about 5 minutes after installation)
 # make test   the test suite
 # make lint   ruff and mypy
 # make bench  what the README's figures come from
@@ -15,11 +15,11 @@ help:
 
 $(VENV)/installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install --disable-pip-version-check -r requirements.txt
 	touch $@
 
 $(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/pip install --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
 demo: $(VENV)/installed

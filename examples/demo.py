@@ -73,7 +73,9 @@ def main() -> int:
         subprocess.run([sys.executable, "redis_manager.py", "stop", port], stdout=subprocess.DEVNULL, check=False)
     failed = next((script.process.returncode for script in scripts if script.process.returncode), 0)
     if not failed:
-        print("\n\n".join(reversed(reports)))
+        report = "\n\n".join(reversed(reports))
+        python = os.path.relpath(sys.executable)  # the user's own may lack what the model needs
+        print(report.replace("  python -c", f"  {python} -c").replace("FILE.ogg", str(DIGITS / "eval" / "0000.ogg")))
     return failed
 
 
