@@ -77,7 +77,8 @@ class ProcessExecutor(Executor):
         """Ends the workers, those that are at work by force: it can be done again. Queued tasks are dropped."""
         self._closing.set()
         for number in list(self._busy):
-            self._processes[number].kill()
+            if process := self._processes.get(number):  # none yet while the first is being started
+                process.kill()
         for _ in self._threads:
             self._tasks.put(None)
         if wait:
@@ -86,6 +87,9 @@ class ProcessExecutor(Executor):
 
     def _serve(self, number: int) -> None:
         """The life of one worker's place: starts a worker when there is a task, and a new one when it dies."""
+        # Workers inherit this from the thread that starts them: Ctrl-C reaches the whole group, and must not end them
+        # with a traceback each; the parent ends them.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         worker: tuple[SpawnProcess, Connection] | None = None
         while (task := self._tasks.get()) is not None:
             self._busy.add(number)
@@ -99,6 +103,8 @@ class ProcessExecutor(Executor):
                         succeeded, answer = _ask(worker[1], function, arguments)
                     except (EOFError, OSError) as error:
                         if self._closing.is_set():
+                            if worker:
+                                worker[0].join()
                             return
                         worker = self._bury(worker, error)
                     else:
@@ -151,7 +157,6 @@ def _ask(pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, .
 
 def _work(pipe: Connection, initializer: Callable[..., None] | None, initargs: tuple[Any, ...]) -> None:
     """A worker's main loop. It ends when the parent closes the pipe or dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if initializer:
         initializer(*initargs)

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-SOCKET_TIMEOUT_S = 10.0
+SOCKET_TIMEOUT_S = 5.0
 PROBE_TIMEOUT_S = 4.0
 OLDEST_VERSION = (6, 2)
 RETRY_PAUSE_S = 0.25
@@ -55,19 +55,19 @@ class ServerLostError(RedisServerError):
     """A server that was there went away and did not come back in `redis.reconnect_timeout_s`."""
 
 
-def make_client(config: RedisConfig, timeout_s: float | None = None, retries: int = 3) -> redis.Redis:
+def make_client(config: RedisConfig, timeout_s: float | None = None, retries: int = 0) -> redis.Redis:
     """A redis-py client for the configured address. Connects at its first command.
 
     User and password come from `redis.url`, else from REDIS_USERNAME and REDIS_PASSWORD.
 
     Args:
         timeout_s: how long to wait for a reply; None: SOCKET_TIMEOUT_S.
-        retries: how often redis-py itself repeats a command whose connection broke.
+        retries: how often redis-py itself repeats a command whose connection broke. Not at all, by default:
+            `RedisConnection` repeats it, and asks between two tries whether to stop.
     """
     options: dict[str, Any] = {
         "socket_timeout": timeout_s or SOCKET_TIMEOUT_S,
         "socket_connect_timeout": 5.0,
-        # A few quick retries for a dropped connection. Every command here may be repeated: see lua/.
         "retry": Retry(ExponentialBackoff(base=0.01, cap=0.5), retries),
         "protocol": 2,
         "driver_info": None,  # no CLIENT SETINFO, which a narrow ACL would forbid

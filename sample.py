@@ -84,9 +84,20 @@ def encode_sample(sample: Sample) -> bytes:
     return b"".join((len(text).to_bytes(8, "little"), text, features.tobytes(), sample.labels.tobytes()))
 
 
-def decode_sample(
-    payload: bytes, *, key: str, position: int, plan: str, num_mel_bins: int, window_frames: int
-) -> Sample:
+@dataclass(frozen=True)
+class SampleLimits:
+    """What a model takes."""
+
+    num_mel_bins: int
+    window_frames: int
+    """Most log-mel frames."""
+    max_tokens: int
+    """Most labels, the start token included."""
+    vocabulary: int
+    """Labels lie below it."""
+
+
+def decode_sample(payload: bytes, *, key: str, position: int, plan: str, limits: SampleLimits) -> Sample:
     """Reads a sample back and checks that it is the expected one.
 
     Args:
@@ -94,15 +105,14 @@ def decode_sample(
         key: the Redis key it was read from, for messages.
         position: the position it must have.
         plan: the fingerprint it must have.
-        num_mel_bins: mel bins it must have.
-        window_frames: most frames it may have.
+        limits: what the model takes.
 
     Raises:
         PayloadError: the bytes are damaged or foreign; the message says what is wrong, where, and what to do.
     """
     try:
         sample = _parse(payload)
-        _check(sample, position, plan, num_mel_bins, window_frames)
+        _check(sample, position, plan, limits)
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         reason = f"no {error} in it" if isinstance(error, KeyError) else str(error)
         raise PayloadError(
@@ -133,16 +143,20 @@ def _parse(payload: bytes) -> Sample:
     )
 
 
-def _check(sample: Sample, position: int, plan: str, num_mel_bins: int, window_frames: int) -> None:
+def _check(sample: Sample, position: int, plan: str, limits: SampleLimits) -> None:
     if sample.position != position:
         raise ValueError(f"it says position {sample.position}")
     if sample.plan != plan:
-        raise ValueError(f"it belongs to plan {sample.plan}, this run's is {plan}")
-    shape = sample.input_features.shape
-    if len(shape) != 2 or shape[0] != num_mel_bins or not 0 < shape[1] <= window_frames:
-        raise ValueError(f"features of shape {list(shape)}, expected [{num_mel_bins}, 1 to {window_frames}]")
-    if sample.labels.ndim != 1 or not len(sample.labels) or sample.labels.min() < 0:
-        raise ValueError(f"labels of shape {list(sample.labels.shape)}, expected token numbers in one dimension")
+        raise ValueError(f"it belongs to plan {sample.plan!r}, this run's is {plan!r}")
+    shape, bins, frames = sample.input_features.shape, limits.num_mel_bins, limits.window_frames
+    if len(shape) != 2 or shape[0] != bins or not 0 < shape[1] <= frames:
+        raise ValueError(f"features of shape {list(shape)}, expected [{bins}, 1 to {frames}]")
+    if sample.labels.ndim != 1 or not 0 < len(sample.labels) <= limits.max_tokens:
+        raise ValueError(f"labels of shape {list(sample.labels.shape)}, expected [1 to {limits.max_tokens}]")
+    if sample.labels.min() < 0 or sample.labels.max() >= limits.vocabulary:
+        raise ValueError(
+            f"labels from {sample.labels.min()} to {sample.labels.max()}, expected 0 to {limits.vocabulary - 1}"
+        )
     if not (np.isfinite(sample.input_features).all() and np.isfinite([sample.pad_value, sample.duration_s]).all()):
         raise ValueError("it holds NaN or infinity")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -17,7 +18,7 @@ from typing import Any
 import redis
 
 from config import GIB, RedisConfig, UserError
-from redis_server import RedisConnection, RedisServerError, connect, forbidden
+from redis_server import RedisConnection, RedisServerError, connect, forbidden, make_client
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,9 @@ SERVER_BYTES = 2 * 2**20
 """What a redis-server takes without any samples, at most: itself, clients, scripts, meta, rejected lines."""
 REMEDIES = "run `python redis_manager.py clear` to drop what is there, or choose another --redis.namespace"
 LUA = Path(__file__).parent / "lua"
+
+GOODBYE_S = 2.0
+"""How long a producer that leaves waits for the server to hear of it, in seconds."""
 
 
 class ForeignPlanError(UserError):
@@ -175,6 +179,17 @@ class SampleQueue:
                 return client.evalsha(sha, len(all_keys), *all_keys, *arguments)
 
         return list(self.connection.call(command, check))
+
+    def say_goodbye(self, token: str) -> None:
+        """Tells that a producer leaves, and closes the connection. Nothing depends on it, so it does not wait long.
+
+        Args:
+            token: the producer's; empty before it has a plan.
+        """
+        self.connection.close()
+        client = make_client(self.connection.config, timeout_s=GOODBYE_S, retries=0)
+        with contextlib.suppress(redis.exceptions.RedisError), client:
+            client.evalsha(_source("heartbeat")[1], len(self.keys), *self.keys, token, 1)
 
     def status(self) -> QueueStatus:
         """Everything there is to know about the queue, at one moment."""

@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 SHORTEST_SLICE_S, LONGEST_SLICE_S = 0.05, 0.5
 BUSY_SLICE_S, FORCE_AFTER_S = 0.005, 2.0
 
+FAREWELL_S = 5.0
+"""How long a finished trainer waits for the producer to leave, in seconds."""
+
 
 class Value(Protocol):
     """A number shared between processes, such as `multiprocessing.Value("q")`."""
@@ -176,11 +179,16 @@ class SampleReader:
     def finish(self) -> None:
         """Says that the run is finished: a producer that still waits ends, and the namespace takes no further run.
 
+        Gives the producer a few seconds to hear of it: if the server were lost before, it would fill an empty queue.
+
         Raises:
             FencedError: another trainer has taken over.
         """
         while self._run("finish", self.trainer)[0] == b"lost":
             self._attach(self._trained.value, take_over=False)
+        deadline = time.monotonic() + FAREWELL_S
+        while self.status().producer_alive and time.monotonic() < deadline:
+            time.sleep(SHORTEST_SLICE_S)
 
     def close(self) -> None:
         """Closes this process's connection."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import socket
@@ -56,8 +57,7 @@ class ProducerAnnouncement:
 
     def close(self) -> None:
         """The announcement ends: a writer speaks from now on, or the producer gives up."""
-        self._queue.run("heartbeat", "", 1)
-        self._queue.connection.close()
+        self._queue.say_goodbye("")
 
 
 def announce_producer(config: RedisConfig) -> ProducerAnnouncement:
@@ -82,6 +82,8 @@ class SampleWriter:
         """Seconds spent waiting so far."""
         self.on_wait: Callable[[], None] = lambda: None
         """Called every 2 s or so while waiting: for progress."""
+        self._opened = False
+        self._trainer_seen_at: float | None = None
         self._queue = open_queue(config)
         self._limit = self._queue.status().limit_bytes
         self._room, self._room_at, self._beaten_at = 0, float("-inf"), float("-inf")
@@ -117,7 +119,10 @@ class SampleWriter:
         if state == b"foreign":
             raise foreign_plan(self.config, rest[0].decode(), card)
         if state == b"finished":
+            if self._opened:  # it was wiped and finished between two looks
+                raise RunFinished("the trainer is done")
             raise finished_run(self.config)
+        self._opened = True
         self._beaten_at = time.monotonic()
         return int(rest[0])
 
@@ -181,11 +186,17 @@ class SampleWriter:
             tail = self._open(position, take_over=False) if state == b"lost" else int(rest[0])
             if tail != position:
                 return tail
-            silent_s = self.status().trainer_seen_s
-            if silent_s is None or silent_s > TRAINER_SILENT_S:
+            if self._trainer_silent_s() > TRAINER_SILENT_S:
                 return position
             log.say(lambda: "all samples are pushed; staying until the trainer is done, in case it needs some again")
             self._sleep(self.config.sleep_seconds)
+
+    def _trainer_silent_s(self) -> float:
+        """Seconds since a trainer was last heard of; infinite: never. This end remembers, a wiped queue does not."""
+        now, seen_s = time.monotonic(), self.status().trainer_seen_s
+        if seen_s is not None:
+            self._trainer_seen_at = now - seen_s
+        return math.inf if self._trainer_seen_at is None else now - self._trainer_seen_at
 
     def status(self) -> QueueStatus:
         """The queue at this moment."""
@@ -193,8 +204,7 @@ class SampleWriter:
 
     def close(self) -> None:
         """The producer leaves: another may take its place at once."""
-        self._queue.run("heartbeat", self.token, 1)
-        self._queue.connection.close()
+        self._queue.say_goodbye(self.token)
 
     def _push_piece(self, tail: int, piece: list[bytes], lines: list[bytes]) -> int:
         """Pushes what one call may carry, as soon as there is room. Returns the tail afterwards."""

@@ -19,7 +19,7 @@ from config import DataConfig, UserError
 from data_processor import FeatureSpec, RecordingError, TranscriptEncoder, load_waveform, log_mel
 from recordings import Recordings
 from redis_manager import PlanCard, SampleReader, StopRequested
-from sample import Sample, decode_sample, pad_batch
+from sample import Sample, SampleLimits, decode_sample, pad_batch
 
 RECORD = "record"
 """Key under which a batch carries its `BatchRecord` to the trainer, beside the model's inputs."""
@@ -136,17 +136,21 @@ def raise_failure(batch: dict[str, Any]) -> None:
 class StreamCollator(Collator):
     """Positions → the batch of exactly those samples, taken from the queue. Blocks until they are there."""
 
-    def __init__(self, reader: SampleReader, card: PlanCard, key: str, make_batch: BatchMaker) -> None:
+    def __init__(
+        self, reader: SampleReader, card: PlanCard, key: str, limits: SampleLimits, make_batch: BatchMaker
+    ) -> None:
         """
         Args:
             reader: the trainer's end of the queue; it makes a connection of its own in each DataLoader worker.
             card: the plan, to check the samples against.
             key: Redis key of the queue, for messages.
+            limits: what the model takes.
             make_batch: pads the samples.
         """
         self._reader = reader
         self._card = card
         self._key = key
+        self._limits = limits
         self._make_batch = make_batch
 
     def collate(self, positions: Sequence[int]) -> dict[str, Any]:
@@ -166,15 +170,8 @@ class StreamCollator(Collator):
         return {**self._make_batch(samples), RECORD: record}
 
     def _decode(self, payload: bytes, position: int) -> Sample:
-        card = self._card
-        return decode_sample(
-            payload,
-            key=self._key,
-            position=position,
-            plan=card.fingerprint,
-            num_mel_bins=card.num_mel_bins,
-            window_frames=card.window_frames,
-        )
+        plan = self._card.fingerprint
+        return decode_sample(payload, key=self._key, position=position, plan=plan, limits=self._limits)
 
 
 class EvaluationCollator(Collator):

@@ -25,6 +25,7 @@ from manifest import find_manifest
 from metrics import TranscriptionMetrics
 from recordings import Recordings, load_recordings
 from redis_manager import FinishedRunError, PlanCard, SampleReader, check_capacity, trainer_token
+from sample import SampleLimits
 from stop_flag import StopFlag
 from stream_trainer import StreamTrainer
 from trainer_arguments import make_training_arguments
@@ -97,6 +98,7 @@ class TrainingRun:
             self._checkpoint = self._find_checkpoint(card)
         schedule = self._make_schedule(card)
         recordings = self._load_evaluation(spec, encoder)
+        limits = SampleLimits(card.num_mel_bins, card.window_frames, encoder.max_tokens, model.config.vocab_size)
         make_batch = BatchMaker(
             card.window_frames, model.config.decoder_start_token_id, int(model.config.pad_token_id or 0)
         )
@@ -107,7 +109,7 @@ class TrainingRun:
             reader=self._reader,
             trained=self._trained,
             stop=self._stop,
-            stream_collator=StreamCollator(self._reader, card, f"{config.redis.namespace}:samples", make_batch),
+            stream_collator=StreamCollator(self._reader, card, f"{config.redis.namespace}:samples", limits, make_batch),
             evaluation_collator=EvaluationCollator(recordings, spec, config.data, encoder, make_batch)
             if recordings
             else None,
@@ -134,6 +136,7 @@ class TrainingRun:
         self._trained.value = trainer.schedule.start_position
         if self._leads:
             self._reader.attach(trainer.schedule.start_position)
+            remove_incomplete(self._output_dir)  # not before: a trainer that is fenced off now may have been saving
         trainer.accelerator.wait_for_everyone()
 
     def train(self, trainer: StreamTrainer) -> None:
@@ -176,13 +179,11 @@ class TrainingRun:
 
     def _find_checkpoint(self, card: PlanCard) -> Checkpoint | None:
         checkpoint = newest_complete(self._output_dir, card.fingerprint)
-        if self._leads:
-            remove_incomplete(self._output_dir)
-            if checkpoint:
-                logger.info(
-                    "going on from %s: step %d, position %d of %d",
-                    checkpoint.path, checkpoint.step, checkpoint.position, card.planned,
-                )  # fmt: skip
+        if self._leads and checkpoint:
+            logger.info(
+                "going on from %s: step %d, position %d of %d",
+                checkpoint.path, checkpoint.step, checkpoint.position, card.planned,
+            )  # fmt: skip
         return checkpoint
 
     def _make_schedule(self, card: PlanCard) -> Schedule:

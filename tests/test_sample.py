@@ -12,7 +12,7 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sample import IGNORED_LABEL, PayloadError, Sample, decode_sample, encode_sample, pad_batch
+from sample import IGNORED_LABEL, PayloadError, Sample, SampleLimits, decode_sample, encode_sample, pad_batch
 
 START = 7
 SAMPLE = Sample(
@@ -27,10 +27,11 @@ SAMPLE = Sample(
 )
 
 
-def read(payload: bytes, position: int = 41, plan: str = "abc", num_mel_bins: int = 80, window_frames: int = 3000):
-    return decode_sample(
-        payload, key="ns:samples", position=position, plan=plan, num_mel_bins=num_mel_bins, window_frames=window_frames
-    )
+LIMITS = SampleLimits(num_mel_bins=80, window_frames=3000, max_tokens=20, vocabulary=1000)
+
+
+def read(payload: bytes) -> Sample:
+    return decode_sample(payload, key="ns:samples", position=41, plan="abc", limits=LIMITS)
 
 
 def test_a_sample_comes_back_as_it_was():
@@ -54,13 +55,15 @@ def test_float32_features_stay_exact():
     ("change", "reason"),
     [
         ({"position": 42}, "position 42"),
-        ({"plan": "xyz"}, "plan xyz"),
+        ({"plan": "x\nz"}, r"plan 'x\\nz'"),
         ({"input_features": np.zeros((128, 10), np.float16)}, r"\[128, 10\]"),
         ({"input_features": np.zeros((80, 3001), np.float16)}, r"\[80, 3001\]"),
         ({"input_features": np.zeros((80, 0), np.float16)}, r"\[80, 0\]"),
         ({"input_features": np.zeros(80, np.float16)}, r"\[80\]"),
         ({"labels": np.zeros(0, np.int32)}, "labels"),
-        ({"labels": np.array([-100], np.int32)}, "labels"),
+        ({"labels": np.array([-100], np.int32)}, "labels from -100"),
+        ({"labels": np.array([5, 1000], np.int32)}, "labels from 5 to 1000, expected 0 to 999"),
+        ({"labels": np.zeros(21, np.int32)}, r"labels of shape \[21\], expected \[1 to 20\]"),
         ({"input_features": np.full((80, 10), np.nan, np.float16)}, "NaN"),
         ({"pad_value": float("inf")}, "NaN or infinity"),
     ],

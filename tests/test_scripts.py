@@ -237,7 +237,8 @@ def test_too_many_recordings_that_fail_while_decoding_stop_the_run(run, tmp_path
         (PRODUCER, {"model__output_dir": "/proc/nowhere"}, "--model.output_dir"),
         (PRODUCER, {"redis__embedded": False}, "redis.embedded"),
         (PRODUCER, {"audio_augmentation__sample_rate": 8000}, "audio_augmentation.sample_rate"),
-        (TRAINER, {"model__model_name": "nowhere", "redis__embedded": False}, "redis.embedded"),
+        (TRAINER, {"model__model_name": "nowhere"}, "model.model_name 'nowhere'"),
+        (TRAINER, {"redis__embedded": False}, "redis.embedded"),
     ],
 )
 def test_what_cannot_work_is_one_clear_line_and_code_2(run, script, changes, remedy):

@@ -21,7 +21,7 @@ from data_processor import load_feature_spec, load_transcript_encoder
 from plan import fingerprint, make_plan
 from process_executor import MAX_DEATHS, WorkerError
 from recordings import load_recordings
-from sample import decode_sample
+from sample import SampleLimits, decode_sample
 from worker_pool import Recipe, SampleMaker, WorkerPool
 
 
@@ -107,9 +107,8 @@ def test_a_sample_says_what_it_is(make_recipe):
     chunk = SampleMaker(recipe).make_chunk(0, len(recipe.plan))
     seen = Counter()
     for position, payload in enumerate(chunk.payloads):
-        sample = decode_sample(
-            payload, key="k", position=position, plan=recipe.fingerprint, num_mel_bins=80, window_frames=400
-        )
+        limits = SampleLimits(num_mel_bins=80, window_frames=400, max_tokens=449, vocabulary=51866)
+        sample = decode_sample(payload, key="k", position=position, plan=recipe.fingerprint, limits=limits)
         draw = recipe.plan.draw(position)
         assert sample.id == f"r{draw.row}"
         np.testing.assert_array_equal(sample.labels, recipe.encoder.encode(f"text {draw.row}"))
@@ -188,6 +187,15 @@ def test_the_heartbeat_goes_on_while_a_chunk_takes_long(make_recipe):
             worker.suspend()
         pool.chunk_at(100, lambda: beats.append([worker.resume() for worker in child_workers()]))
     assert beats
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.02, 0.2])
+def test_a_pool_that_is_left_while_its_workers_start_leaves_none(make_recipe, after_s):
+    recipe = make_recipe()
+    with WorkerPool(recipe, 2) as pool:
+        pool._submit_from(0)
+        time.sleep(after_s)
+    assert child_workers() == []
 
 
 ORPHAN = """
