@@ -937,3 +937,56 @@ def test_the_programs_help_tells_its_actions() -> None:
     shown = program(RedisConfig(), "--help")
     assert shown.returncode == 0
     assert "python redis_manager.py status --json" in shown.stdout
+
+
+# --- leaving ---
+
+
+def test_a_producer_that_lingers_serves_its_trainer_although_the_queue_was_wiped(
+    redis_config: RedisConfig, in_background: Callable[..., threading.Thread]
+) -> None:
+    writer, tails = make_writer(redis_config), []
+    writer.push(0, payloads(0, 4))
+    trainer = Trainer(redis_config)
+    lingering = in_background(lambda: tails.append(writer.linger(4)))
+    time.sleep(0.3)  # it has seen the trainer by now
+    with redis.Redis(port=redis_config.port) as client:
+        client.flushall()
+    time.sleep(0.5)
+    assert not tails, "it left although its trainer lives"
+    taking = in_background(lambda: trainer.reader.take(0, 4))
+    lingering.join(10)
+    assert tails == [0]
+    writer.push(0, payloads(0, 4))
+    taking.join(10)
+
+
+def test_without_a_trainer_a_producer_does_not_linger(redis_config: RedisConfig) -> None:
+    writer = make_writer(redis_config)
+    writer.push(0, payloads(0, 4))
+    assert writer.linger(4) == 4
+
+
+def test_leaving_does_not_wait_for_a_server_that_hangs(own_redis: Callable[..., RedisConfig]) -> None:
+    config = own_redis()
+    writer = make_writer(config)
+    with redis.Redis(port=config.port) as client:
+        pid = client.info("server")["process_id"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        started = time.monotonic()
+        writer.close()
+        assert time.monotonic() - started < 8
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_a_producer_whose_run_was_wiped_and_finished_meanwhile_ends_well(redis_config: RedisConfig) -> None:
+    writer = make_writer(redis_config)
+    writer.push(0, payloads(0, 4))
+    trainer = Trainer(redis_config)
+    with redis.Redis(port=redis_config.port) as client:
+        client.flushall()
+    trainer.reader.finish()
+    with pytest.raises(RunFinished):
+        writer.linger(4)

@@ -639,6 +639,16 @@ def test_a_limit_that_cannot_hold_a_global_batch_is_refused_with_the_one_that_ca
         train(config)
 
 
+def test_a_trainer_that_is_refused_leaves_alone_what_another_may_be_saving(make_config, produce):
+    config = make_config(per_device_train_batch_size=1000)
+    produce(config, 2000, available=4)
+    half_written = output_dir(config) / "checkpoint-70"
+    half_written.mkdir(parents=True)
+    with pytest.raises(CapacityError):
+        train(config)
+    assert half_written.is_dir()
+
+
 def test_a_warm_up_longer_than_the_run_is_warned_of(make_config, produce, caplog):
     config = make_config(max_steps=2, warmup_steps=888)
     produce(config, 8)
