@@ -1,0 +1,49 @@
+"""What the README names exists."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from config import AudioAugmentationConfig, DataConfig, ModelConfig, RedisConfig
+from tests.test_redis_server import ACL_LINE
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+GROUPS = {"redis": RedisConfig, "data": DataConfig, "model": ModelConfig, "audio_augmentation": AudioAugmentationConfig}
+
+
+def test_the_file_tree_has_every_module():
+    tree = README[README.index("## Files") : README.index("## How it works")]
+    missing = [path.name for path in ROOT.glob("*.py") if path.name not in tree]
+    assert not missing
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_setting_it_names_is_a_field(group):
+    named = set(re.findall(rf"\b{group}\.(\w+)", README)) - {"py", "conf"}
+    assert named <= {field.name for field in dataclasses.fields(GROUPS[group])}
+
+
+def test_every_make_target_it_names_is_there():
+    targets = subprocess.run(["make", "-qp"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    for target in set(re.findall(r"\bmake (\w+)`|^make (\w+)", README, re.M)):
+        assert f"\n{''.join(target)}:" in targets
+
+
+def test_the_acl_line_is_the_one_that_is_tested():
+    assert ACL_LINE.replace("open-sesame", "PASSWORD") in README
+
+
+def test_the_table_of_sizes_follows_from_the_measured_sample():
+    kilobytes = float(re.search(r"takes (\d+) kB of Redis", README).group(1))
+    rows = re.findall(r"^\| ([\d.]+) \| ([\d.]+) \| ([\d,]+) \|$", README, re.M)
+    assert len(rows) == 4
+    for gigabytes, hours, samples in rows:
+        fit = float(gigabytes) * 2**30 / (kilobytes * 1000)
+        assert float(samples.replace(",", "")) == pytest.approx(fit, rel=0.02)
+        assert float(hours) == pytest.approx(fit * 4.7 / 3600, rel=0.03)
