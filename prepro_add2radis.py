@@ -12,17 +12,15 @@ import logging
 import os
 from pathlib import Path
 
-import audioaugmentations
 from command_line import log_config, parse, run
 from config import Config
 from data_processor import load_feature_spec, load_transcript_encoder
 from manifest import find_manifest
-from plan import fingerprint, make_plan
 from producer_report import Progress, Tally
 from recordings import load_recordings
 from redis_manager import PlanCard, RunFinished, SampleWriter, announce_producer
 from rejected_report import LateRejections, check_rejected
-from worker_pool import Recipe, WorkerPool
+from worker_pool import Recipe, WorkerPool, make_recipe
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +30,7 @@ def main() -> None:
     config = parse(Config, __doc__ or "")
     log_config(config)
     config.save(Path(config.model.output_dir) / "producer_config.json")
-    recipe = make_recipe(config)
+    recipe = plan_stream(config)
     writer = SampleWriter(config.redis, make_card(recipe))
     try:
         push_samples(recipe, writer)
@@ -42,7 +40,7 @@ def main() -> None:
         writer.close()
 
 
-def make_recipe(config: Config) -> Recipe:
+def plan_stream(config: Config) -> Recipe:
     """Reads and scans the manifest, and plans the stream. A trainer that waits for the plan hears that it is coming."""
     find_manifest(config.data.train_manifest)  # a wrong path is told before a server is started or a model fetched
     spec = load_feature_spec(config.model.model_name)
@@ -50,14 +48,11 @@ def make_recipe(config: Config) -> Recipe:
     encoder = load_transcript_encoder(config.model)
     announcement = announce_producer(config.redis)
     try:
-        recordings = load_recordings(
+        found = load_recordings(
             config.data.train_manifest, config.data, spec, encoder,
             report=report_path(config), processes=workers(config), heartbeat=announcement.heartbeat,
         )  # fmt: skip
-        augmentation = config.audio_augmentation
-        audioaugmentations.prepare(augmentation, Path(config.data.cache_dir))
-        mark = fingerprint(config, recordings, spec, encoder, audioaugmentations.fingerprint(augmentation))
-        return Recipe(config, make_plan(config, recordings), recordings, spec, encoder, mark)
+        return make_recipe(config, found, spec, encoder)
     finally:
         announcement.close()
 

@@ -15,10 +15,11 @@ from types import TracebackType
 
 import numpy as np
 
+import audioaugmentations
 from audioaugmentations import AudioAugmentations, Choice
 from config import Config
 from data_processor import FeatureSpec, RecordingError, TranscriptEncoder, load_waveform, log_mel
-from plan import ORIGINAL, Plan
+from plan import ORIGINAL, Plan, fingerprint, make_plan
 from process_executor import ProcessExecutor, WorkerError
 from recordings import Recording, Recordings
 from rejected_report import LateRejection
@@ -40,6 +41,14 @@ class Recipe:
     spec: FeatureSpec
     encoder: TranscriptEncoder
     fingerprint: str
+
+
+def make_recipe(config: Config, recordings: Recordings, spec: FeatureSpec, encoder: TranscriptEncoder) -> Recipe:
+    """The recipe of the stream of these recordings. Makes what the augmentations need once, such as simulated rooms."""
+    augmentation = config.audio_augmentation
+    audioaugmentations.prepare(augmentation, Path(config.data.cache_dir))
+    mark = fingerprint(config, recordings, spec, encoder, audioaugmentations.fingerprint(augmentation))
+    return Recipe(config, make_plan(config, recordings), recordings, spec, encoder, mark)
 
 
 @dataclass

@@ -31,16 +31,14 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 import psutil
 import tyro
 
-import audioaugmentations
 from benchmarks.clips import make_clips, write_manifest
 from config import AudioAugmentationConfig, Config, DataConfig, ModelConfig, RedisConfig
 from data_processor import load_feature_spec, load_transcript_encoder
 from embedded_redis import start_embedded, stop_embedded
-from plan import fingerprint, make_plan
 from recordings import load_recordings
 from redis_manager import QueueStatus, SampleWriter
 from sample_queue import open_queue
-from worker_pool import Recipe, SampleMaker
+from worker_pool import Recipe, SampleMaker, make_recipe
 
 MIB = 2**20
 PORT = 26380
@@ -58,7 +56,7 @@ class Settings:
     """Repetitions of the worker's measurement, each of 512 samples; the median counts."""
 
 
-def make_recipe(folder: Path, clips: Path) -> Recipe:
+def clips_recipe(folder: Path, clips: Path) -> Recipe:
     """A recipe over clips with Whisper's own window, noise files included."""
     config = Config(
         data=DataConfig(train_manifest=str(clips), cache_dir=str(folder / "cache")),
@@ -67,22 +65,13 @@ def make_recipe(folder: Path, clips: Path) -> Recipe:
     )
     spec, encoder = load_feature_spec(config.model.model_name), load_transcript_encoder(config.model)
     recordings = load_recordings(str(clips), config.data, spec, encoder, report=folder / "rejected.jsonl", processes=0)
-    audioaugmentations.prepare(config.audio_augmentation, Path(config.data.cache_dir))
-    mark = audioaugmentations.fingerprint(config.audio_augmentation)
-    return Recipe(
-        config,
-        make_plan(config, recordings),
-        recordings,
-        spec,
-        encoder,
-        fingerprint(config, recordings, spec, encoder, mark),
-    )
+    return make_recipe(config, recordings, spec, encoder)
 
 
 def measure_worker(folder: Path, settings: Settings) -> dict[str, float]:
     """Samples/s of one worker, pinned to one core."""
     make_clips(folder / "clips")
-    maker = SampleMaker(make_recipe(folder, folder / "clips"))
+    maker = SampleMaker(clips_recipe(folder, folder / "clips"))
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})
     maker.make_chunk(0, 128)  # fills caches, decodes the noise
@@ -98,7 +87,7 @@ def measure_worker(folder: Path, settings: Settings) -> dict[str, float]:
 def measure_memory(folder: Path, settings: Settings) -> dict[str, float]:
     """Redis memory per sample, all overheads in."""
     mean_s = make_clips(folder / "clips 4.7 s", 2.7, 6.7)
-    recipe = make_recipe(folder, folder / "clips 4.7 s")
+    recipe = clips_recipe(folder, folder / "clips 4.7 s")
     maker = SampleMaker(recipe)
     with embedded(0.2) as config:
         from prepro_add2radis import make_card

@@ -18,11 +18,11 @@ import pytest
 import audioaugmentations
 from config import AudioAugmentationConfig, Config, DataConfig, ModelConfig
 from data_processor import load_feature_spec, load_transcript_encoder
-from plan import fingerprint, make_plan
 from process_executor import MAX_DEATHS, WorkerError
 from recordings import load_recordings
 from sample import SampleLimits, decode_sample
 from worker_pool import Recipe, SampleMaker, WorkerPool
+from worker_pool import make_recipe as make_recipe_of
 
 
 @pytest.fixture
@@ -51,15 +51,7 @@ def make_recipe(tiny_checkpoint, tmp_path, write_recording, write_manifest):
         recordings = load_recordings(
             config.data.train_manifest, config.data, spec, encoder, report=tmp_path / "rejected.jsonl", processes=0
         )
-        mark = audioaugmentations.fingerprint(config.audio_augmentation)
-        return Recipe(
-            config,
-            make_plan(config, recordings),
-            recordings,
-            spec,
-            encoder,
-            fingerprint(config, recordings, spec, encoder, mark),
-        )
+        return make_recipe_of(config, recordings, spec, encoder)
 
     return make
 
