@@ -109,7 +109,9 @@ HEADER_BYTES = 2048
 
 def workers(config: Config) -> int:
     """Worker processes: as configured, or one per core that this process may use."""
-    return config.data.num_workers or len(os.sched_getaffinity(0))
+    if config.data.num_workers:
+        return config.data.num_workers
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS lacks it
 
 
 def report_path(config: Config) -> Path:
