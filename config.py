@@ -149,11 +149,6 @@ class DataConfig:
                 "data.include_original is False and data.augmented_copies is 0: no sample would be made"
             )
 
-    @property
-    def variants(self) -> int:
-        """Samples per recording and epoch: the original, if wanted, and its augmented copies."""
-        return int(self.include_original) + self.augmented_copies
-
 
 @dataclass
 class ModelConfig:

@@ -77,7 +77,7 @@ def push_samples(recipe: Recipe, writer: SampleWriter) -> None:
                 progress.show(position)
     finally:
         rejected = recipe.recordings.rejected + late.rows
-        print(tally.report(position, planned, rejected, report_path(config)), flush=True)
+        print(tally.report(position, planned, writer.waited_s, rejected, report_path(config)), flush=True)
 
 
 def check_late_rejections(recipe: Recipe, late: LateRejections) -> None:

@@ -31,7 +31,6 @@ class Progress:
         """
         self._status, self._shown_at = status, 0.0
         self._bar = progress_bar(planned, "sample", initial=position)
-
         self._log_above = logging_redirect_tqdm()
 
     def __enter__(self) -> Progress:
@@ -80,18 +79,19 @@ class Tally:
         self._seconds += chunk.seconds
         self._augmentations.update(chunk.augmentations)
 
-    def report(self, position: int, planned: int, rejected: int, report: Path) -> str:
+    def report(self, position: int, planned: int, waited_s: float, rejected: int, report: Path) -> str:
         """The closing report.
 
         Args:
             position: the tail of the queue.
             planned: samples in the plan.
+            waited_s: time spent waiting, for room or for the trainer, in seconds.
             rejected: recordings that can't be used.
             report: the file that lists them.
         """
         took_s = time.monotonic() - self._started_at
         lines = [
-            f"pushed {self._samples} samples ({self._seconds / 3600:.2f} h of audio) in {took_s:.0f} s; "
+            f"pushed {self._samples} samples ({self._seconds / 3600:.2f} h of audio) in {took_s:.0f} s, {waited_s:.0f} s of them waiting; "
             f"the queue stands at {position} of {planned}",
             *(f"  {count:>9} {name}" for name, count in self._augmentations.most_common()),
             f"rejected recordings: {rejected}" + (f", see {report}" if rejected else ""),

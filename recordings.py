@@ -177,7 +177,11 @@ def _scan(
         ).hexdigest()
         summary = {"digest": digest, "hours": seconds / 3600, "rejected": rejected_rows, "manifest": str(manifest)}
         (unfinished / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
-        unfinished.rename(folder)
+        try:
+            unfinished.rename(folder)
+        except OSError:
+            if not folder.exists():  # another process scanned the same and was faster
+                raise
 
 
 def _executor(processes: int) -> Executor:
