@@ -91,8 +91,8 @@ class Tally:
         """
         took_s = time.monotonic() - self._started_at
         lines = [
-            f"pushed {self._samples} samples ({self._seconds / 3600:.2f} h of audio) in {took_s:.0f} s, {waited_s:.0f} s of them waiting; "
-            f"the queue stands at {position} of {planned}",
+            f"pushed {self._samples} samples ({self._seconds / 3600:.2f} h of audio) in {took_s:.0f} s, "
+            f"{waited_s:.0f} s of them waiting; the queue stands at {position} of {planned}",
             *(f"  {count:>9} {name}" for name, count in self._augmentations.most_common()),
             f"rejected recordings: {rejected}" + (f", see {report}" if rejected else ""),
         ]
