@@ -1,5 +1,6 @@
 # make demo   train a tiny Whisper on spoken digits, from nothing to a transcript (about 5 minutes after installation)
 # make test   the test suite
+# make chaos  60 random faults in one run, then the long versions of tests (about 15 minutes)
 # make lint   ruff and mypy
 # make bench  what the README's figures come from
 
@@ -7,7 +8,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test chaos lint bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -27,6 +28,10 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
+
+chaos: $(VENV)/installed-dev
+	$(BIN)/python -m tests.chaos
+	$(BIN)/python -m pytest -m long
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

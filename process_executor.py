@@ -45,7 +45,7 @@ class ProcessExecutor(Executor):
     Of what a task raises, a `UserError` is passed on; anything else ends the worker, with its traceback on stderr.
     """
 
-    def __init__(self, workers: int, initializer: Callable[..., None] | None = None, initargs: tuple[Any, ...] = ()):
+    def __init__(self, workers: int, initializer: Callable[..., object] | None = None, initargs: tuple[Any, ...] = ()):
         """
         Args:
             workers: processes.

@@ -161,10 +161,18 @@ class SampleWriter:
             RunFinished: the trainer is done.
             FencedError: another producer has taken over.
         """
-        if time.monotonic() - self._beaten_at < BEAT_S:
-            return
-        self._check(self._queue.run("heartbeat", self.token))
+        if time.monotonic() - self._beaten_at >= BEAT_S:
+            self._beat()
+
+    def _beat(self) -> int | None:
+        """A heartbeat. Returns the tail, None when the queue has been lost."""
+        state, *rest = self._check(self._queue.run("heartbeat", self.token))
         self._beaten_at = time.monotonic()
+        if state == b"lost":
+            return None
+        tail, trainer_age_ms = rest
+        self._note_trainer(trainer_age_ms)
+        return int(tail)
 
     def linger(self, position: int) -> int:
         """Stays at the end of the plan as long as a trainer may need samples again.
@@ -173,8 +181,8 @@ class SampleWriter:
             position: the tail that this producer knows: the end of the plan.
 
         Returns:
-            The new tail, to go on from: the trainer went back, or the queue was wiped. `position` itself when no
-            trainer is attached, or the attached one has been silent for `TRAINER_SILENT_S`: nobody is left.
+            The new tail, to go on from: the trainer went back, or the queue was wiped. `position` itself when this
+            producer has never known of a trainer, or not for `TRAINER_SILENT_S`: nobody is left.
 
         Raises:
             RunFinished: the trainer is done.
@@ -182,8 +190,9 @@ class SampleWriter:
         """
         log = WaitingLog()
         while True:
-            state, *rest = self._check(self._queue.run("heartbeat", self.token))
-            tail = self._open(position, take_over=False) if state == b"lost" else int(rest[0])
+            tail = self._beat()
+            if tail is None:
+                tail = self._open(position, take_over=False)
             if tail != position:
                 return tail
             if self._trainer_silent_s() > TRAINER_SILENT_S:
@@ -191,12 +200,14 @@ class SampleWriter:
             log.say(lambda: "all samples are pushed; staying until the trainer is done, in case it needs some again")
             self._sleep(self.config.sleep_seconds)
 
+    def _note_trainer(self, age_ms: int) -> None:
+        """Remembers when a trainer was last heard of: a wiped queue does not. -1: not since then."""
+        if age_ms >= 0:
+            self._trainer_seen_at = time.monotonic() - age_ms / 1000
+
     def _trainer_silent_s(self) -> float:
-        """Seconds since a trainer was last heard of; infinite: never. This end remembers, a wiped queue does not."""
-        now, seen_s = time.monotonic(), self.status().trainer_seen_s
-        if seen_s is not None:
-            self._trainer_seen_at = now - seen_s
-        return math.inf if self._trainer_seen_at is None else now - self._trainer_seen_at
+        """Seconds since this producer last knew of a trainer; infinite: never."""
+        return math.inf if self._trainer_seen_at is None else time.monotonic() - self._trainer_seen_at
 
     def status(self) -> QueueStatus:
         """The queue at this moment."""
@@ -216,10 +227,10 @@ class SampleWriter:
                     if state in (b"ok", b"moved"):
                         return int(rest[0])
                 else:
-                    state, *rest = self._check(self._queue.run("heartbeat", self.token))
-                    self._beaten_at = time.monotonic()
-                    if state == b"ok" and int(rest[0]) != tail:
-                        return int(rest[0])
+                    found = self._beat()
+                    state = b"lost" if found is None else b"full"
+                    if found is not None and found != tail:
+                        return found
                 if state == b"lost":
                     return self._open(tail, take_over=False)
                 self.waiting = True
@@ -238,8 +249,9 @@ class SampleWriter:
             return [b"full"]
         self._check(answer)
         self._beaten_at = time.monotonic()
-        if len(answer) == 3:
+        if len(answer) == 4:
             self._room, self._room_at = int(answer[2]), time.monotonic()
+            self._note_trainer(answer[3])
         return answer
 
     def _store_lines(self, tail: int, lines: list[bytes]) -> list[bytes]:

@@ -29,6 +29,12 @@ local function producer_age(now)
   return seen > 0 and now - seen or -1
 end
 
+-- Milliseconds since a trainer was last heard of; -1: never.
+local function trainer_age(now)
+  local seen = number('trainer_seen')
+  return seen > 0 and now - seen or -1
+end
+
 -- What a list element of `size` bytes takes of used_memory at most: jemalloc rounds up to a quarter of a power of two.
 -- (sample_queue.allocated is the same in Python.)
 local function allocated(size)

@@ -1,6 +1,6 @@
 -- A producer is alive.
 -- ARGV: its token; '' from one that has no plan yet (it still reads its manifest); 1 to leave
--- Returns {'ok', tail} | {'ok'} when it has no plan yet | {'lost'} | {'finished'} | {'fenced', the other}
+-- Returns {'ok', tail, trainer's age in ms} | {'ok'} when it has no plan yet | {'lost'} | {'finished'} | {'fenced', the other}
 local token, leaves = ARGV[1], ARGV[2] == '1'
 allow_writes()
 if token == '' then
@@ -14,6 +14,7 @@ if leaves then
   redis.call('HDEL', meta, 'producer', 'producer_seen', 'announced')
   return {'ok'}
 end
-set('producer_seen', now_ms())
+local now = now_ms()
+set('producer_seen', now)
 if get('finished') then return {'finished'} end
-return {'ok', number('head') + redis.call('LLEN', samples)}
+return {'ok', number('head') + redis.call('LLEN', samples), trainer_age(now)}

@@ -1,13 +1,14 @@
 -- A producer appends samples, if the tail is where it believes and memory allows.
 -- ARGV: producer's token, expected tail, limit in bytes, number of rejected lines, the lines, the payloads
--- Returns {'ok'|'moved'|'full', tail, bytes that may still be pushed} | {'lost'} | {'finished'} | {'fenced', the other}
+-- Returns {'ok'|'moved'|'full', tail, bytes that may still be pushed, trainer's age in ms} | {'lost'} | {'finished'} | {'fenced', the other}
 -- A retry, or a late twin, finds the tail moved and stores nothing: the tail it is told is the right one to go on from.
 local token, expected, lines = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[4])
 if not is_whole() or not get('producer') then return {'lost'} end
 if get('producer') ~= token then return {'fenced', get('producer')} end
 if get('finished') then return {'finished'} end
 allow_writes()
-set('producer_seen', now_ms())
+local now = now_ms()
+set('producer_seen', now)
 
 for index = 5, 4 + lines do -- a line that is known is a retry, or a stretch that is produced again
   if not redis.call('LPOS', rejected, ARGV[index]) then
@@ -27,8 +28,8 @@ end
 local tail = number('head') + redis.call('LLEN', samples)
 local used, limit = memory(tonumber(ARGV[3]))
 local room = limit - headroom(largest) - (used - sent) -- what we were sent is in `used` now, but not for long
-if tail ~= expected then return {'moved', tail, room} end
-if cost > room or used + cost + 2 * allocated(largest) > limit then return {'full', tail, room} end
+if tail ~= expected then return {'moved', tail, room, trainer_age(now)} end
+if cost > room or used + cost + 2 * allocated(largest) > limit then return {'full', tail, room, trainer_age(now)} end
 for index = first, #ARGV do redis.call('RPUSH', samples, ARGV[index]) end -- one by one: each call copies its arguments
 set('largest', largest)
-return {'ok', tail + #ARGV - first + 1, room - cost}
+return {'ok', tail + #ARGV - first + 1, room - cost, trainer_age(now)}

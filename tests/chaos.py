@@ -34,8 +34,9 @@ from examples.make_tiny_checkpoint import make_tiny_checkpoint
 from tests.conftest import find_free_port
 from tests.runs import DIGITS, PRODUCER, TRAINER, Run, Script, ending, wait_until
 
-SAMPLES_PER_FAULT = 160
-"""Length of the plan: a run that is over before all faults have been made shows less."""
+SAMPLES_PER_FAULT = 60
+"""A fault comes after so many trained samples at the latest, so that the plan lasts for all of them."""
+BATCH = 4
 STOP_S = 30.0
 """How long a script may take to end after a signal, in seconds."""
 SIGNALLED = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -127,9 +128,9 @@ class Chaos:
         """Makes faults, with pauses of up to 6 s; what is down starts again at once, or after the next fault."""
         started = time.monotonic()
         for number in range(count):
-            self._pause()
+            self._pause((number + 1) * SAMPLES_PER_FAULT)
             if self.finished:
-                self.failures.append(f"the run was over after {number} faults: raise SAMPLES_PER_FAULT")
+                self.failures.append(f"the run was over after {number} faults")
                 return
             fault = self.random.choice(FAULTS)
             name = fault.__name__.replace("_", " ")
@@ -196,7 +197,7 @@ class Chaos:
             code = None
         if code not in (SIGNALLED[number], 0):
             self.failures.append(f"after {number.name}: exit code {code}: {script.err.splitlines()[-3:]}")
-        left = script.session()
+        left = script.family()
         if left and not _gone_after(left, 5):
             self.failures.append(f"after {number.name}: left behind {left}")
 
@@ -212,9 +213,10 @@ class Chaos:
     def _start(self, script: str) -> Script:
         return self.run.start(script, *self.launcher)
 
-    def _pause(self) -> None:
+    def _pause(self, samples: int) -> None:
+        """Waits for a while, or until so many samples have been trained."""
         end = time.monotonic() + self.random.uniform(0.2, 6)
-        while time.monotonic() < end and not self.finished:
+        while time.monotonic() < end and not self.finished and self.run.steps_trained() * BATCH < samples:
             time.sleep(0.05)
 
 
@@ -325,13 +327,14 @@ FAULTS = [
 def run_chaos(settings: Settings, folder: Path, checkpoint: Path, log: Callable[[str], None]) -> Report:
     """Makes the faults in one run, lets it come to its end, and sets it beside an undisturbed one."""
     launcher = ("-m", "tests.plain_protocol") if settings.protocol == "plain" else ()
-    epochs = max(1, settings.faults * SAMPLES_PER_FAULT // 80)
+    epochs = (settings.faults + 10) * SAMPLES_PER_FAULT // 80 + 1
     made = {}
     for name in ("disturbed", "calm"):
         (folder / name).mkdir()
         made[name] = Run(
             folder / name, checkpoint, find_free_port(), recordings=40, data__epochs=epochs, data__num_workers=2,
-            data__chunk_size=8, redis__max_memory_gb=0.02, model__save_steps=10, model__learning_rate=1e-4,
+            data__chunk_size=8, redis__max_memory_gb=0.02,
+            model__per_device_train_batch_size=BATCH, model__save_steps=10, model__learning_rate=1e-4,
         )  # fmt: skip
     disturbed, calm = made["disturbed"], made["calm"]
     try:

@@ -164,6 +164,67 @@ class LossyProxy:
                 each.shutdown(socket.SHUT_RDWR)
 
 
+class FlakyProxy:
+    """Passes everything on, but breaks the connection at every n-th reply: after it was sent, in it, or before."""
+
+    def __init__(self, target: RedisConfig, every: int) -> None:
+        """
+        Args:
+            target: the server.
+            every: replies (as they come from the socket) from one fault to the next.
+        """
+        self._target, self._every = target, every
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self.broken = 0
+        """Connections broken so far."""
+        self._replies = 0
+        self._lock = threading.Lock()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self) -> FlakyProxy:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client = self._listener.accept()[0]
+            except OSError:
+                return
+            server = socket.create_connection(("127.0.0.1", self._target.port))
+            threading.Thread(target=self._pass_requests, args=(client, server), daemon=True).start()
+            threading.Thread(target=self._pass_replies, args=(client, server), daemon=True).start()
+
+    def _pass_requests(self, client: socket.socket, server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := client.recv(65536):
+                server.sendall(data)
+        _hang_up(client, server)
+
+    def _pass_replies(self, client: socket.socket, server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := server.recv(65536):
+                with self._lock:
+                    self._replies += 1
+                    breaks = self._replies % self._every == 0
+                    self.broken += breaks
+                if breaks:
+                    client.sendall(data[: (0, len(data) // 2, len(data))[self.broken % 3]])
+                    break
+                client.sendall(data)
+        _hang_up(client, server)
+
+
+def _hang_up(*sockets: socket.socket) -> None:
+    for each in sockets:
+        with contextlib.suppress(OSError):
+            each.shutdown(socket.SHUT_RDWR)
+        each.close()
+
+
 def _accepts(port: int) -> bool:
     try:
         socket.create_connection(("127.0.0.1", port), timeout=1).close()

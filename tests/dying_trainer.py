@@ -1,6 +1,6 @@
 """The trainer script, killed with -9 at every boundary of its first save, one process after another.
 
-    python -m tests.dying_trainer [flags of final_training_medium.py]
+    python -m tests.dying_trainer 1 [flags of final_training_medium.py]    # every boundary; 3: every third one
 
 A boundary is a moment between two things that the trainer does to the world: before it trains a micro-batch, opens,
 renames or removes a file of a checkpoint, commits, and after that. The first process dies at the first boundary, the
@@ -14,6 +14,7 @@ libraries, which takes longer than all that they do.
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import signal
 import sys
@@ -60,8 +61,7 @@ class Boundaries:
 
     def _tear(self) -> str:
         """Cuts the latest file of the newest checkpoint in half, if that is not complete: no crash tears what was."""
-        output_dir = Path(next(word for word in sys.argv if word.startswith("--model.output_dir=")).partition("=")[2])
-        folders = sorted(output_dir.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+        folders = sorted(output_dir().glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
         if not folders or (folders[-1] / MARKER).exists():
             return ""
         files = [path for path in folders[-1].iterdir() if path.is_file()]
@@ -102,6 +102,11 @@ class Boundaries:
             self.passed(f"before the removal of {Path(path).name}")
 
 
+def output_dir() -> Path:
+    """Where the checkpoints are."""
+    return Path(next(word for word in sys.argv if word.startswith("--model.output_dir=")).partition("=")[2])
+
+
 def file_name(content: Any, file: str | os.PathLike[str], *rest: Any) -> str:
     """The file that is written."""
     return Path(file).name
@@ -131,14 +136,16 @@ def run_in_child(boundary: int, torn: bool) -> str:
 
 def main() -> None:
     """Kills one trainer after another."""
+    every = int(sys.argv.pop(1))
     torch.set_num_threads(1)
-    boundary, name = 0, ""
-    while name != LAST:
+    for boundary in itertools.count(0, every):
         name = run_in_child(boundary, torn=False)
         print(name, flush=True)
-        if "checkpoint" in name or "." in name:
+        if "." in name:
             print(run_in_child(boundary, torn=True), flush=True)
-        boundary += 1
+        saved = any(output_dir().glob(f"checkpoint-*/{MARKER}"))
+        if name == LAST or (saved and "micro-batch" in name):
+            break
     run_in_child(-1, torn=False)
 
 

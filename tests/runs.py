@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -65,24 +65,25 @@ class Script(subprocess.Popen[bytes]):
         except psutil.NoSuchProcess:
             return []
 
-    def session(self) -> list[psutil.Process]:
-        """All processes of its session that live, itself included. An embedded server has a session of its own."""
-        found = []
+    def family(self) -> list[psutil.Process]:
+        """All that live of its session and of its descendants, itself included.
+
+        An embedded server is neither; the ranks that torchrun starts have sessions of their own.
+        """
+        found: dict[int, psutil.Process] = {}
+        with suppress(psutil.NoSuchProcess):
+            found = {child.pid: child for child in psutil.Process(self.pid).children(recursive=True)}
         for process in psutil.process_iter():
-            try:
-                if os.getsid(process.pid) == self.pid and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-            except (ProcessLookupError, psutil.NoSuchProcess):
-                continue
-        return found
+            with suppress(ProcessLookupError):
+                if os.getsid(process.pid) == self.pid:
+                    found[process.pid] = process
+        return [process for process in found.values() if process.is_running() and not _is_zombie(process)]
 
     def end(self) -> None:
-        """Ends it and all of its session by kill -9."""
-        for process in self.session():
-            try:
+        """Ends it and all of its family by kill -9."""
+        for process in self.family():
+            with suppress(psutil.NoSuchProcess):
                 process.kill()
-            except psutil.NoSuchProcess:
-                continue
         self.wait()
 
     def finish(self, timeout_s: float = 120) -> tuple[int, str, str]:
@@ -240,6 +241,13 @@ def ending(*scripts: Script) -> Iterator[tuple[Script, ...]]:
     finally:
         for script in scripts:
             script.end()
+
+
+def _is_zombie(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _with_dots(settings: dict[str, object]) -> dict[str, object]:

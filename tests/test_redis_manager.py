@@ -961,6 +961,23 @@ def test_a_producer_that_lingers_serves_its_trainer_although_the_queue_was_wiped
     taking.join(10)
 
 
+def test_a_producer_that_met_its_trainer_while_it_pushed_stays_although_the_queue_was_wiped_since(
+    redis_config: RedisConfig, in_background: Callable[..., threading.Thread]
+) -> None:
+    writer = make_writer(redis_config)
+    Trainer(redis_config)  # it dies soon after
+    writer.push(0, payloads(0, 4))
+    with redis.Redis(port=redis_config.port) as client:
+        client.flushall()
+    assert writer.push(4, payloads(4, 8)) == 4  # it makes the queue anew, and goes on where it was
+    assert writer.push(4, payloads(4, 8)) == 8
+    lingering = in_background(writer.linger, 8)
+    time.sleep(0.3)
+    assert lingering.is_alive(), "it left although a trainer will come back"
+    Trainer(redis_config, "trainer-2", attach=2)
+    lingering.join(10)
+
+
 def test_without_a_trainer_a_producer_does_not_linger(redis_config: RedisConfig) -> None:
     writer = make_writer(redis_config)
     writer.push(0, payloads(0, 4))

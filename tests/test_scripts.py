@@ -40,30 +40,6 @@ def test_both_scripts_together_train_every_sample_once(run):
     assert "clear" in err
 
 
-def test_a_producer_that_was_killed_goes_on_and_the_stream_is_the_same(run, tmp_path):
-    def payloads(namespace: str) -> list[bytes]:
-        import redis
-
-        with redis.Redis(port=run.settings["redis.port"]) as client:
-            return client.lrange(f"{namespace}:samples", 0, -1)
-
-    assert run.finish(PRODUCER, data__epochs=20)[0] == 0
-    undisturbed = payloads("test")
-    assert len(undisturbed) == 20 * 20 * 2
-    kills = 0
-    while True:
-        with ending(run.start(PRODUCER, redis__namespace="other", data__epochs=20, data__chunk_size=16)) as (producer,):
-            before = len(payloads("other"))
-            wait_until(lambda: len(payloads("other")) > before + 100 or producer.poll() is not None)  # noqa: B023
-            if producer.poll() is not None:
-                assert producer.returncode == 0
-                break
-            producer.kill()
-            kills += 1
-    assert kills >= 3
-    assert payloads("other") == undisturbed
-
-
 def test_a_full_container_makes_the_producer_wait_and_a_signal_ends_it(run):
     with ending(run.start(PRODUCER, data__epochs=200, redis__max_memory_gb=0.02)) as (producer,):
         wait_until(lambda: "waiting for room" in producer.err)
@@ -156,15 +132,6 @@ def test_a_queue_with_another_plan_is_refused_with_both_remedies(run):
     assert "redis_manager.py clear" in err
     assert "--redis.namespace" in err
     assert run.finish(PRODUCER, data__seed=7, redis__namespace="other")[0] == 0
-
-
-def test_a_second_producer_is_refused_while_the_first_lives(run):
-    with ending(run.start(PRODUCER, data__epochs=200, redis__max_memory_gb=0.02)) as (first,):
-        wait_until(lambda: "waiting for room" in first.err)
-        code, _, err = run.finish(PRODUCER, data__epochs=200, redis__max_memory_gb=0.02)
-        assert code == 2
-        assert "already feeds namespace 'test'" in err
-        assert first.poll() is None
 
 
 def test_help_teaches(run):
