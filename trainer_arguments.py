@@ -84,6 +84,7 @@ def make_training_arguments(config: Config) -> Seq2SeqTrainingArguments:
         "restore_callback_states_from_checkpoint": True,
         "label_names": ["labels"],
         "disable_tqdm": True,
+        "use_cpu": not torch.accelerator.is_available(),  # else ranks on CPUs would not know of each other
         **_user_arguments(config),
     }
     if not evaluates:

@@ -221,16 +221,15 @@ def test_a_second_trainer_with_a_folder_of_its_own_takes_over_and_the_first_is_t
 
 
 def test_a_second_producer_is_refused_and_the_run_is_right(make_run: MakeRun) -> None:
-    run = make_run(recordings=40, data__epochs=2, redis__max_memory_gb=0.02)
+    run = make_run(recordings=40, data__epochs=50, redis__max_memory_gb=0.02, model__max_steps=20)
     with ending(run.start(PRODUCER)) as (first,):
-        wait_until(lambda: first.workers)
-        wait_until(lambda: run.status()["depth"])
+        wait_until(lambda: "waiting for room" in first.err)
         code, _, err = run.finish(PRODUCER)
         assert code == 2
         assert "already feeds namespace 'test'" in err.splitlines()[-1]
         assert run.finish(TRAINER)[0] == 0
         assert first.finish()[0] == 0
-    assert run.trained_positions() == list(range(160))
+    assert run.trained_positions() == list(range(80))
 
 
 # --- signals ---

@@ -316,7 +316,7 @@ def test_steps_follow_from_the_samples_that_are_left(planned, start, ranks, max_
 
 
 def test_two_processes_train_the_same_as_one(make_config, produce, tmp_path):
-    together = make_config(gradient_accumulation_steps=2, trainer_arguments={"optim": "sgd", "use_cpu": True})
+    together = make_config(gradient_accumulation_steps=2, trainer_arguments={"optim": "sgd"})
     produce(together, 27)
     process = start_script(together, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     output = process.communicate(timeout=2 * TIMEOUT_S)[0]
