@@ -1,5 +1,6 @@
 # make demo   train a tiny Whisper on spoken digits, from nothing to a transcript (about 5 minutes after installation)
 # make test   the test suite
+# make fuzz  random damage to samples at length (FUZZ_EXAMPLES=10000 inputs to each test; a few minutes)
 # make lint   ruff and mypy
 # make bench  what the README's figures come from
 
@@ -7,7 +8,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test fuzz lint bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -27,6 +28,11 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
+
+FUZZ_EXAMPLES ?= 10000
+fuzz: $(VENV)/installed-dev
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/test_sample.py -k fuzz --timeout=1800 \
+		--hypothesis-show-statistics
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
