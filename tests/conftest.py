@@ -21,9 +21,7 @@ import soundfile
 from config import RedisConfig
 from embedded_redis import find_executable, runtime_folder, start_embedded, stop_embedded
 from examples.make_tiny_checkpoint import make_tiny_checkpoint
-
-DIGITS = Path(__file__).parent.parent / "examples" / "digits"
-
+from tests.runs import DIGITS, Run
 
 # --- redis: a server for the session, special ones for single tests, a proxy that loses replies ---
 
@@ -226,3 +224,25 @@ def write_manifest(tmp_path: Path) -> Callable[[Sequence[Mapping[str, object]]],
         return path
 
     return write
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, tiny_checkpoint: Path) -> Iterator[Callable[..., Run]]:
+    """Makes a `Run` on a port of its own: `make_run(recordings=40, data__epochs=2)`. Its server ends with the test."""
+    made: list[Run] = []
+
+    def make(name: str = "", recordings: int = 20, **settings: object) -> Run:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        made.append(Run(folder, tiny_checkpoint, find_free_port(), recordings, **settings))
+        return made[-1]
+
+    yield make
+    for run in made:
+        run.stop_redis()
+
+
+@pytest.fixture
+def run(make_run: Callable[..., Run]) -> Run:
+    """A run over 20 of the digits' recordings: 40 samples."""
+    return make_run()

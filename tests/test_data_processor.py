@@ -24,7 +24,8 @@ from data_processor import (
     load_waveform,
     log_mel,
 )
-from tests.conftest import DIGITS, tone
+from tests.conftest import tone
+from tests.runs import DIGITS
 
 SPECS = {bins: FeatureSpec(bins, 16000, 400, 160, 30) for bins in (80, 128)}
 EXTRACTORS = {bins: WhisperFeatureExtractor(feature_size=bins) for bins in (80, 128)}

@@ -2,134 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 import soundfile
 
-from tests.conftest import DIGITS, find_free_port
-
-ROOT = Path(__file__).parent.parent
-PRODUCER, TRAINER = "prepro_add2radis.py", "final_training_medium.py"
-
-
-class Run:
-    """The flags of one run, and its scripts as processes."""
-
-    def __init__(self, folder: Path, checkpoint: Path, port: int) -> None:
-        self.output_dir = folder / "out"
-        self.manifest = folder / "train.jsonl"
-        self.settings: dict[str, object] = {
-            "redis.port": port,
-            "redis.max_memory_gb": 0.05,
-            "redis.namespace": "test",
-            "redis.sleep_seconds": 0.2,
-            "data.train_manifest": self.manifest,
-            "data.eval_manifest": "",
-            "data.epochs": 1,
-            "data.num_workers": 1,
-            "data.cache_dir": folder / "cache",
-            "audio_augmentation.far_field_rooms": 1,
-            "model.model_name": checkpoint,
-            "model.language": "English",
-            "model.output_dir": self.output_dir,
-            "model.per_device_train_batch_size": 4,
-            "model.warmup_steps": 0.1,
-            "model.logging_steps": 4,
-            "model.log_samples": True,
-            "model.generation_max_length": 12,
-            "model.per_device_eval_batch_size": 40,
-        }
-
-    def flags(self, **changes: object) -> list[str]:
-        settings = self.settings | {name.replace("__", "."): value for name, value in changes.items()}
-        return [f"--{name}={value}" for name, value in settings.items()]
-
-    def start(self, script: str, **changes: object) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, script, *self.flags(**changes)],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def finish(self, script: str, **changes: object) -> tuple[int, str, str]:
-        return finish(self.start(script, **changes))
-
-    def status(self) -> dict:
-        command = [sys.executable, "redis_manager.py", "status", "--json", *self.flags()[:3]]
-        return json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
-
-    def trained_positions(self) -> list[int]:
-        lines = (self.output_dir / "trained_samples.jsonl").read_text().splitlines()
-        return [position for line in lines for position in json.loads(line)["positions"]]
-
-
-def finish(process: subprocess.Popen[str], timeout_s: float = 120) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a script, once it has ended."""
-    try:
-        out, err = process.communicate(timeout=timeout_s)
-    finally:
-        process.kill()
-    return process.returncode, out, err
-
-
-@contextlib.contextmanager
-def ending(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-@pytest.fixture
-def run(tmp_path: Path, tiny_checkpoint: Path) -> Iterator[Run]:
-    """A run over 20 of the digits' recordings: 40 samples. Its embedded server ends with the test."""
-    rows = (DIGITS / "train" / "metadata.csv").read_text().splitlines()
-    names = rows[0].split(",")
-    with (tmp_path / "train.jsonl").open("w") as file:
-        for row in rows[1:21]:
-            values = dict(zip(names, row.split(","), strict=True))
-            file.write(
-                json.dumps({"audio": str(DIGITS / "train" / values["file_name"]), "text": values["text"]}) + "\n"
-            )
-    run = Run(tmp_path, tiny_checkpoint, find_free_port())
-    yield run
-    stop = [sys.executable, "redis_manager.py", "stop", run.flags()[0]]
-    subprocess.run(stop, cwd=ROOT, capture_output=True, check=False)
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
+from tests.runs import DIGITS, PRODUCER, ROOT, TRAINER, Run, ending, wait_until
 
 
 def test_both_scripts_together_train_every_sample_once(run):
     """The trainer first, which waits for the plan; then the producer."""
     trainer = run.start(TRAINER, model__eval_steps=5, model__save_steps=5, data__eval_manifest=DIGITS / "eval")
     producer = run.start(PRODUCER)
-    code, out, err = finish(producer)
+    code, out, err = producer.finish()
     assert code == 0, err
     assert "pushed 40 samples" in out
     assert "20 original" in out
     assert "rejected recordings: 0" in out
     assert "sample/s" in err
-    code, out, err = finish(trainer)
+    code, out, err = trainer.finish()
     assert code == 0, err
     assert run.trained_positions() == list(range(40))
     assert "WER" in out
@@ -155,7 +52,7 @@ def test_a_producer_that_was_killed_goes_on_and_the_stream_is_the_same(run, tmp_
     assert len(undisturbed) == 20 * 20 * 2
     kills = 0
     while True:
-        with ending(run.start(PRODUCER, redis__namespace="other", data__epochs=20, data__chunk_size=16)) as producer:
+        with ending(run.start(PRODUCER, redis__namespace="other", data__epochs=20, data__chunk_size=16)) as (producer,):
             before = len(payloads("other"))
             wait_until(lambda: len(payloads("other")) > before + 100 or producer.poll() is not None)  # noqa: B023
             if producer.poll() is not None:
@@ -168,8 +65,8 @@ def test_a_producer_that_was_killed_goes_on_and_the_stream_is_the_same(run, tmp_
 
 
 def test_a_full_container_makes_the_producer_wait_and_a_signal_ends_it(run):
-    with ending(run.start(PRODUCER, data__epochs=200, redis__max_memory_gb=0.02)) as producer:
-        wait_until(lambda: b"waiting for room" in os.read(producer.stderr.fileno(), 65536))
+    with ending(run.start(PRODUCER, data__epochs=200, redis__max_memory_gb=0.02)) as (producer,):
+        wait_until(lambda: "waiting for room" in producer.err)
         full = run.status()
         assert full["limit_bytes"] * 0.8 < full["used_memory_bytes"] <= full["limit_bytes"]
         process = psutil.Process(producer.pid)
@@ -181,7 +78,7 @@ def test_a_full_container_makes_the_producer_wait_and_a_signal_ends_it(run):
         assert run.status()["tail"] == full["tail"]
         producer.send_signal(signal.SIGTERM)
         started = time.monotonic()
-        code, out, err = finish(producer)
+        code, out, err = producer.finish()
         assert code == 143
         assert time.monotonic() - started < 15
         assert "pushed" in out
@@ -262,8 +159,8 @@ def test_a_queue_with_another_plan_is_refused_with_both_remedies(run):
 
 
 def test_a_second_producer_is_refused_while_the_first_lives(run):
-    with ending(run.start(PRODUCER, data__epochs=200, redis__max_memory_gb=0.02)) as first:
-        wait_until(lambda: b"waiting for room" in os.read(first.stderr.fileno(), 65536))
+    with ending(run.start(PRODUCER, data__epochs=200, redis__max_memory_gb=0.02)) as (first,):
+        wait_until(lambda: "waiting for room" in first.err)
         code, _, err = run.finish(PRODUCER, data__epochs=200, redis__max_memory_gb=0.02)
         assert code == 2
         assert "already feeds namespace 'test'" in err

@@ -41,7 +41,7 @@ from redis_manager import (
 )
 from sample import Sample, encode_sample
 from stream_trainer import StreamTrainer
-from tests.conftest import DIGITS
+from tests.runs import DIGITS
 from training_data import BatchMaker, PositionSampler
 from training_manager import TrainingRun
 from training_report import transcription_command
