@@ -1,4 +1,4 @@
-"""What somebody else puts into the queue is never executed and never trained on, and the remedy in the message works."""
+"""What others put into the queue is never executed and never trained on, and the remedy in the message works."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_pickle_in_the_queue_is_refused_and_not_executed(
     trap = pickle.dumps(Canary(tmp_path / "trace"))
     with redis.Redis(port=redis_config.port) as client:
         client.lset("whisper:samples", 2, trap)
-    with pytest.raises(PayloadError, match="position 2 .*does not begin as a sample does"):
+    with pytest.raises(PayloadError, match=r"position 2 .*does not begin as a sample does"):
         collator([0, 1, 2, 3])
     assert not (tmp_path / "trace").exists()
     pickle.loads(trap)
