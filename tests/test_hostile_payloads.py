@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ LIMITS = SampleLimits(num_mel_bins=80, window_frames=400, max_tokens=20, vocabul
 GOOD = Sample(np.zeros((80, 30), np.float16), np.array([7, 1], np.int32), 2, "id", -1.0, "original", 0.3, "plan-a")
 
 
-def changed(**changes: object) -> bytes:
+def changed(**changes: Any) -> bytes:
     """A sample that is right but for one thing, its checksum included."""
     return encode_sample(dataclasses.replace(GOOD, **changes))
 
