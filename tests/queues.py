@@ -38,15 +38,15 @@ def feed(config: RedisConfig, size: int) -> None:
 
 
 def take_stripes(
-    config: RedisConfig, trained: Any, done: Any, rank: int, ranks: int, batch: int, steps: int, size: int
+    config: RedisConfig, trained: Any, done: Any, barrier: Any, rank: int, batch: int, steps: int, size: int
 ) -> None:
     """A rank's process: takes its batch of each step, as the ranks of one trainer do.
 
     Args:
         trained: shared, the position before which all is trained.
         done: shared, the steps that each rank has taken.
+        barrier: shared, where the ranks meet after each step, as they do to exchange gradients.
         rank: this one.
-        ranks: how many there are.
         batch: samples per rank and step.
         steps: how many to take.
         size: of the payloads that it expects.
@@ -54,6 +54,7 @@ def take_stripes(
     reader = SampleReader(config, "trainer-1", trained, threading.Event())
     reader.card = CARD
     for step in range(steps):
-        start = (step * ranks + rank) * batch
+        start = (step * barrier.parties + rank) * batch
         assert reader.take(start, batch) == payloads(start, start + batch, size)
         done[rank] = step + 1
+        barrier.wait(60)

@@ -16,7 +16,7 @@ import redis
 
 from config import RedisConfig
 from redis_manager import SampleReader, SampleWriter
-from sample_queue import SampleQueue, open_queue
+from sample_queue import PIECE_BYTES, SampleQueue, open_queue
 from tests.conftest import embedded_server
 from tests.queues import CARD, feed, payload, payloads, take_stripes
 from tests.runs import wait_until
@@ -116,16 +116,21 @@ def test_the_limit_holds_without_a_trainer_and_with_one_that_never_saves(megabyt
 
 @pytest.mark.parametrize("megabytes", LIMITS)
 def test_several_processes_that_take_at_once_stay_below_the_limit(megabytes: int) -> None:
-    size, ranks, batch = LIMITS[megabytes], 4, 8
+    """Eight ranks ask for a megabyte each, all at the same moment: more than pushes leave free."""
+    size, ranks = LIMITS[megabytes], 8
+    batch = PIECE_BYTES // size
     steps = 2 * megabytes * 2**20 // (size * ranks * batch)
     with embedded_server(megabytes) as config:
-        trained, done = RawValue("q", 0), RawArray("q", ranks)
+        trained, done, barrier = RawValue("q", 0), RawArray("q", ranks), SPAWN.Barrier(ranks)
         queue = open_queue(config)
         with running(feed, config, size):
             wait_until_full(queue)
             reader = make_reader(config, trained)
-            takers = [SPAWN.Process(target=take_stripes, args=(config, trained, done, rank, ranks, batch, steps, size),
-                                    daemon=True) for rank in range(ranks)]  # fmt: skip
+            common = (config, trained, done, barrier)
+            takers = [
+                SPAWN.Process(target=take_stripes, args=(*common, rank, batch, steps, size), daemon=True)
+                for rank in range(ranks)
+            ]
             for taker in takers:
                 taker.start()
             while any(taker.is_alive() for taker in takers):
