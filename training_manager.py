@@ -23,6 +23,7 @@ from config import Config, UserError
 from data_processor import FeatureSpec, TranscriptEncoder, load_feature_spec, load_transcript_encoder
 from manifest import find_manifest
 from metrics import TranscriptionMetrics
+from output_folder import OutputFolder
 from recordings import Recordings, load_recordings
 from redis_manager import FinishedRunError, PlanCard, SampleReader, check_capacity, trainer_token
 from sample import SampleLimits
@@ -52,7 +53,7 @@ class TrainingRun:
         """Meets the other ranks, if there are any, and prepares the output folder.
 
         Raises:
-            UserError: an argument that cannot work, or an output folder that cannot be written.
+            UserError: an argument that cannot work, or an output folder that cannot be written or is another trainer's.
         """
         if config.data.eval_manifest:
             find_manifest(config.data.eval_manifest)  # a wrong path is told now, not after the model and the plan
@@ -62,6 +63,7 @@ class TrainingRun:
         self._arguments = make_training_arguments(config)
         self._leads = self._arguments.process_index == 0
         if self._leads:
+            self._claim = OutputFolder(self._output_dir)
             config.save(self._output_dir / SETTINGS_FILE)
         self._stop = StopFlag()
         self._trained = RawValue("q", 0)

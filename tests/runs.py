@@ -33,7 +33,7 @@ class Script(subprocess.Popen[bytes]):
             command: what to run.
             log: file name without ending; `.out` and `.err` are added.
         """
-        self.started = time.monotonic()
+        self.name = log.name
         self._out, self._err = log.with_suffix(".out"), log.with_suffix(".err")
         with self._out.open("wb") as out, self._err.open("wb") as err:
             super().__init__(
