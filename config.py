@@ -15,7 +15,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 GIB = 2**30
 """Bytes in one gigabyte as `max_memory_gb` counts them."""
@@ -376,4 +376,4 @@ class Config:
 def _without_secrets(url: str) -> str:
     """`url` without user, password and query (redis-py also takes them as ?username=&password=)."""
     parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", "")) if url else ""
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if url else ""
