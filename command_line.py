@@ -55,7 +55,7 @@ def _without_misplaced_secrets(arguments: Sequence[str]) -> list[str]:
     return [
         argument
         if argument.startswith("--redis.url=") or before == "--redis.url"
-        else re.sub(r"://[^/@]*@", "://…@", argument)
+        else re.sub("://.*@", "://…@", argument)
         for before, argument in zip(["", *arguments], arguments, strict=False)
     ]
 
