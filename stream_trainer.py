@@ -311,7 +311,11 @@ class StreamTrainer(Seq2SeqTrainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._check_output_dir()
-        self._write_checkpoint(model, trial)
+        try:
+            self._write_checkpoint(model, trial)
+        except CheckpointError:
+            self._check_output_dir()  # removed in the meantime: then it can be saved anew
+            raise
         self._commit()
 
     def _commit(self) -> None:

@@ -47,6 +47,11 @@ def assert_the_queue_holds_what_is_not_committed(run: Run) -> None:
     assert status["head"] + status["depth"] == status["tail"] == PLANNED
 
 
+def free_bytes(folder: Path) -> int:
+    """Room on the disk of a folder."""
+    return shutil.disk_usage(folder).free
+
+
 def limit_file_size(script: Script, size: int) -> None:
     """From now on the script's files can't grow beyond `size` bytes: a write fails as on a full disk."""
     psutil.Process(script.pid).rlimit(psutil.RLIMIT_FSIZE, (size, size))
@@ -100,6 +105,10 @@ def test_a_disk_that_is_full_is_told_and_after_making_room_the_same_command_goes
     error = only_error(run.start(TRAINER))
     assert "cannot save" in error
     assert "Make room" in error
+    assert newest_position(run) == 40
+    (run.output_dir / "filler").write_bytes(b"\0" * free_bytes(run.output_dir))
+    assert "Make room" in only_error(run.start(TRAINER))  # none has been made yet
+    (run.output_dir / "filler").unlink()
     assert newest_position(run) == 40
     assert_the_queue_holds_what_is_not_committed(run)
     small_disk(100)
