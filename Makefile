@@ -1,6 +1,7 @@
 # make demo   train a tiny Whisper on spoken digits, from nothing to a transcript (about 5 minutes after installation)
 # make test   the test suite
 # make chaos  60 random faults in one run, then the long versions of tests (about 15 minutes)
+# make fuzz   random damage to samples (FUZZ_EXAMPLES=10000 inputs to each test; a minute or two)
 # make lint   ruff and mypy
 # make bench  what the README's figures come from
 
@@ -8,7 +9,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test chaos lint bench clean
+.PHONY: demo test chaos fuzz lint bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -32,6 +33,11 @@ test: $(VENV)/installed-dev
 chaos: $(VENV)/installed-dev
 	$(BIN)/python -m tests.chaos
 	$(BIN)/python -m pytest -m long
+
+FUZZ_EXAMPLES ?= 10000
+fuzz: $(VENV)/installed-dev
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/test_sample.py -k fuzz --timeout=1800 \
+		--hypothesis-show-statistics
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -30,6 +30,8 @@ MARKER = "complete.json"
 TRAINER_STATE = "trainer_state.json"
 """Hugging Face's file with the state of the run, the last one it writes."""
 _FOLDER = re.compile(r"checkpoint-(\d+)")
+_TORCH_CANNOT_WRITE = re.compile("writ|open file|directory|iostream|inline_container")
+"""What `torch.save` says, in a RuntimeError of its own, when a write has failed, or when it notices that one has."""
 
 
 class CheckpointError(UserError):
@@ -38,6 +40,16 @@ class CheckpointError(UserError):
 
 class ForeignCheckpointError(CheckpointError):
     """The output folder holds checkpoints of another plan, or of another program."""
+
+
+class OutputRemovedError(UserError):
+    """Somebody has removed the output folder of a run that is under way."""
+
+    def __init__(self, output_dir: Path) -> None:
+        super().__init__(
+            f"{output_dir} was removed, or emptied, while the run was under way: put it back if you can, and start "
+            "again, to go on from the newest complete checkpoint in it"
+        )
 
 
 @dataclass(eq=False)
@@ -84,10 +96,11 @@ def saving(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        # torch.save turns a failed write into a RuntimeError of its own ("PytorchStreamWriter failed writing file …").
-        if isinstance(error, RuntimeError) and not re.search("writ|open file|directory", str(error)):
-            raise
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error).partition("\n")[0]
+        if isinstance(error, RuntimeError):
+            if not _TORCH_CANNOT_WRITE.search(str(error)):
+                raise
+            reason = f"a file could not be written ({reason})"
         raise CheckpointError(
             f"cannot save {folder}: {reason}. Make room, or choose another --model.output_dir, and start again; what "
             "was trained since the last complete checkpoint is trained again"

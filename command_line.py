@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -43,9 +44,20 @@ def parse(settings: type[C], description: str, arguments: Sequence[str] | None =
         SystemExit: code 0 after `--help`; code 2 after an unknown flag, with the nearest known one.
         ConfigurationError: a value, or a combination of values, that cannot work.
     """
+    given = _without_misplaced_secrets(sys.argv[1:] if arguments is None else arguments)
     return tyro.cli(
-        settings, description=description, args=arguments, config=(tyro.conf.FlagConversionOff,), use_underscores=True
+        settings, description=description, args=given, config=(tyro.conf.FlagConversionOff,), use_underscores=True
     )
+
+
+def _without_misplaced_secrets(arguments: Sequence[str]) -> list[str]:
+    """The arguments; a URL behind a mistyped --redis.url without user and password, as the error will quote it."""
+    return [
+        argument
+        if argument.startswith("--redis.url=") or before == "--redis.url"
+        else re.sub("://.*@", "://…@", argument)
+        for before, argument in zip(["", *arguments], arguments, strict=False)
+    ]
 
 
 def run(main: Callable[[], None]) -> NoReturn:

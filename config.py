@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit, urlunsplit
 
 GIB = 2**30
 """Bytes in one gigabyte as `max_memory_gb` counts them."""
@@ -76,7 +76,7 @@ class RedisConfig:
         _require(1 <= self.port <= 65535, "redis.port", self.port, "a port from 1 to 65535")
         _require_positive(self, "redis", "max_memory_gb", "sleep_seconds", "producer_timeout_s", "reconnect_timeout_s")
         _require(bool(self.namespace.strip()), "redis.namespace", self.namespace, "a name that is not empty")
-        scheme = urlsplit(self.url).scheme
+        scheme = self.url.partition("://")[0] if "://" in self.url else ""
         if self.url and scheme not in ("redis", "rediss", "unix"):
             raise ConfigurationError(
                 f"redis.url starts with {scheme + '://' if scheme else 'no scheme'!r}: "
@@ -374,6 +374,12 @@ class Config:
 
 
 def _without_secrets(url: str) -> str:
-    """`url` without user, password and query (redis-py also takes them as ?username=&password=)."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", "")) if url else ""
+    """`url` without user, password and query (redis-py also takes them as ?username=&password=).
+
+    An @ behind a / or ? may belong to a password that should have been quoted: then nothing but the scheme is shown.
+    """
+    scheme, _, rest = url.partition("://")
+    secrets, _, place = rest.rpartition("@")
+    if not url or set("/?#") & set(secrets):
+        return url and f"{scheme}://…"
+    return f"{scheme}://{re.split('[?#]', place)[0]}"

@@ -15,10 +15,10 @@ from functools import lru_cache
 import numpy as np
 import scipy.fft
 import scipy.sparse
-import soundfile
 import soxr
 from tokenizers import Tokenizer
 
+from audio_file import RecordingError, open_audio, read_mono
 from config import DataConfig, ModelConfig, UserError
 
 LOG_FLOOR = -10.0
@@ -27,10 +27,6 @@ DYNAMIC_RANGE = 8.0
 """Decades that are kept below the loudest cell. Source: `WhisperFeatureExtractor`."""
 TRUNCATION_TOLERANCE_S = 0.1
 """How much less audio than its header promises a file may hold: some encoders pad their last block."""
-
-
-class RecordingError(Exception):
-    """A recording that can't be used; the message is the reason, for the rejected report."""
 
 
 class ModelFilesError(UserError):
@@ -119,17 +115,13 @@ def load_waveform(path: str | os.PathLike[str], spec: FeatureSpec, data: DataCon
     Raises:
         RecordingError: the file is missing, unreadable, truncated, too short, too long, or holds NaN or infinity.
     """
-    try:
-        with soundfile.SoundFile(path) as file:
-            sampling_rate, frames = file.samplerate, file.frames
-            check_duration(frames / sampling_rate, spec, data)
-            channels = file.read(dtype="float32", always_2d=True)
-    except (OSError, RuntimeError) as error:  # LibsndfileError is a RuntimeError
-        raise RecordingError(why_unreadable(path, error)) from error
-    if len(channels) < frames - TRUNCATION_TOLERANCE_S * sampling_rate:
-        found_s, expected_s = len(channels) / sampling_rate, frames / sampling_rate
+    with open_audio(path) as file:
+        sampling_rate, frames = file.samplerate, file.frames
+        check_duration(frames / sampling_rate, spec, data)
+        waveform = read_mono(file, frames)
+    if len(waveform) < frames - TRUNCATION_TOLERANCE_S * sampling_rate:
+        found_s, expected_s = len(waveform) / sampling_rate, frames / sampling_rate
         raise RecordingError(f"truncated: {found_s:.2f} s of audio where the header says {expected_s:.2f} s")
-    waveform = channels[:, 0] if channels.shape[1] == 1 else channels.mean(axis=1)
     if not np.isfinite(waveform).all():
         raise RecordingError("holds samples that are not numbers (NaN or infinity)")
     if sampling_rate != spec.sampling_rate:
@@ -152,18 +144,6 @@ def check_duration(duration_s: float, spec: FeatureSpec, data: DataConfig) -> No
         raise RecordingError(f"too long: {duration_s:.2f} s, the limit is {longest_s:g} s")
     if not duration_s >= data.min_duration_s:  # also refuses NaN
         raise RecordingError(f"too short: {duration_s:.4f} s, the limit is {data.min_duration_s:g} s")
-
-
-def why_unreadable(path: str | os.PathLike[str], error: Exception) -> str:
-    """The reason for the rejected report, given what soundfile said of the file."""
-    if not os.path.exists(path):
-        return "file not found"
-    if os.path.isdir(path):
-        return "a folder, not an audio file"
-    if os.path.getsize(path) == 0:
-        return "empty file"
-    detail = str(error).partition(": ")[2] or str(error)
-    return f"not readable as audio: {detail.strip()}"
 
 
 def log_mel(waveform: np.ndarray, spec: FeatureSpec) -> tuple[np.ndarray, float]:

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-import soundfile
 from tqdm import tqdm
 
+from audio_file import RecordingError, check_file, open_audio
 from config import DataConfig
-from data_processor import FeatureSpec, RecordingError, TranscriptEncoder, check_duration, why_unreadable
+from data_processor import FeatureSpec, TranscriptEncoder, check_duration
 from manifest import ManifestError, ManifestTable, digest_file, find_manifest, index_manifest
 from process_executor import ProcessExecutor
 from progress import progress_bar
@@ -33,7 +33,7 @@ from rejected_report import Rejection, check_rejected, write_report
 logger = logging.getLogger(__name__)
 
 ROWS_PER_TASK = 2048
-SCAN_VERSION = 1
+SCAN_VERSION = 2
 """Part of the cache key: raise it when the scan judges differently."""
 
 
@@ -262,13 +262,10 @@ def _check_row(rules: Rules, audio: str, transcript: str, duration: object) -> f
     path = rules.root / audio
     duration_s = _parse_duration(duration)
     if duration_s is None:
-        try:
-            header = soundfile.info(str(path))
-        except (OSError, RuntimeError) as error:
-            raise RecordingError(why_unreadable(path, error)) from error
-        duration_s = header.frames / header.samplerate
-    elif not path.is_file():
-        raise RecordingError("a folder, not an audio file" if path.is_dir() else "file not found")
+        with open_audio(path) as file:
+            duration_s = file.frames / file.samplerate
+    else:
+        check_file(path)
     check_duration(duration_s, rules.spec, rules.data)
     return duration_s
 

@@ -16,6 +16,10 @@ class TooManyRejectedError(UserError):
     """More of a manifest can't be used than `data.max_rejected_fraction` allows."""
 
 
+class RejectedReportError(UserError):
+    """The rejected report cannot be written."""
+
+
 @dataclass(frozen=True)
 class Rejection:
     """A row of a manifest that can't be used."""
@@ -99,7 +103,11 @@ class LateRejections:
         return len({row for _, row in self._seen})
 
     def add(self, lines: Iterable[str]) -> None:
-        """Appends JSON lines of `LateRejection`s to the report, but for those that are there already."""
+        """Appends JSON lines of `LateRejection`s to the report, but for those that are there already.
+
+        Raises:
+            RejectedReportError: the disk is full, or the folder is gone.
+        """
         new = []
         for line in lines:
             values = json.loads(line)
@@ -108,13 +116,26 @@ class LateRejections:
                 self._seen.add(key)
                 new.append(line)
         if new:
-            _append(self._report, new)
+            try:
+                _append(self._report, new)
+            except OSError as error:
+                raise RejectedReportError(
+                    f"cannot write {self._report}: {error.strerror or error}. Make room, or put its folder back, and "
+                    "start again"
+                ) from error
 
 
 def _late_lines(report: Path) -> list[str]:
     if not report.exists():
         return []
-    return [line for line in report.read_text(encoding="utf-8").splitlines() if "position" in json.loads(line)]
+    return [line for line in report.read_text(encoding="utf-8").split("\n") if _is_late(line)]
+
+
+def _is_late(line: str) -> bool:
+    try:
+        return "position" in json.loads(line)
+    except ValueError:  # the disk was full in the middle of it: the recording fails, and is noted, again
+        return False
 
 
 def _append(report: Path, lines: Iterable[str]) -> None:

@@ -7,6 +7,7 @@ read back is checked, because whoever can reach the server can write to the list
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,13 @@ SAFETENSORS_NAMES = {np.dtype(np.float16): "F16", np.dtype(np.float32): "F32", n
 """What safetensors calls the number formats of a sample."""
 FEATURE_DTYPES: dict[str, np.dtype[Any]] = {"F16": np.dtype(np.float16), "F32": np.dtype(np.float32)}
 """The formats that features may have."""
+
+OPENING = b'{"__metadata__":{"crc32":"'
+"""How the header of every sample begins: the checksum comes first, so that it is found before anything is parsed."""
+CRC_START = 8 + len(OPENING)
+"""Where the checksum stands in the bytes of a sample, behind the length of the header."""
+CRC_DIGITS = 8
+"""Length of the checksum: a CRC-32 in hexadecimal."""
 
 
 class PayloadError(UserError):
@@ -53,7 +61,8 @@ class Sample:
 def encode_sample(sample: Sample) -> bytes:
     """The sample as safetensors bytes: equal samples give equal bytes.
 
-    The header is written here because the library's own writer puts it in an order that differs from call to call.
+    The header is written here because the library's own writer puts it in an order that differs from call to call. It
+    begins with a checksum of all the other bytes.
 
     Source: the safetensors format: length of the header (uint64, little-endian), header (JSON, padded to 8), tensors.
     """
@@ -61,6 +70,7 @@ def encode_sample(sample: Sample) -> bytes:
     end = features.nbytes + sample.labels.nbytes
     header = {
         "__metadata__": {
+            "crc32": "0" * CRC_DIGITS,
             "position": str(sample.position),
             "id": sample.id,
             "pad_value": repr(sample.pad_value),
@@ -81,7 +91,18 @@ def encode_sample(sample: Sample) -> bytes:
     }
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return b"".join((len(text).to_bytes(8, "little"), text, features.tobytes(), sample.labels.tobytes()))
+    tensors = features.tobytes(), sample.labels.tobytes()
+    begin = len(text).to_bytes(8, "little") + OPENING
+    rest = text[CRC_START - 8 + CRC_DIGITS :]
+    return b"".join((begin, _checksum(begin, rest, *tensors), rest, *tensors))
+
+
+def _checksum(*parts: bytes | memoryview) -> bytes:
+    """CRC-32 of the parts one behind the other, as `CRC_DIGITS` hexadecimal digits."""
+    checksum = 0
+    for part in parts:
+        checksum = zlib.crc32(part, checksum)
+    return b"%08x" % checksum
 
 
 @dataclass(frozen=True)
@@ -117,12 +138,18 @@ def decode_sample(payload: bytes, *, key: str, position: int, plan: str, limits:
         reason = f"no {error} in it" if isinstance(error, KeyError) else str(error)
         raise PayloadError(
             f"the sample at position {position} in Redis key {key!r} is damaged or foreign: {reason}. It was not used. "
-            "Find out who else writes to this server, empty the queue (python redis_manager.py clear) and start again"
+            "Find out who else writes to this server, run `python redis_manager.py clear` with the same --redis.* "
+            "flags, and start both scripts again: what was queued is made again, and nothing is lost"
         ) from error
     return sample
 
 
 def _parse(payload: bytes) -> Sample:
+    whole, crc_stop = memoryview(payload), CRC_START + CRC_DIGITS
+    if payload[8:CRC_START] != OPENING:
+        raise ValueError(f"it does not begin as a sample does, but with {payload[:24]!r}")
+    if payload[CRC_START:crc_stop] != _checksum(whole[:CRC_START], whole[crc_stop:]):
+        raise ValueError("its checksum does not match its bytes")
     tensors: dict[str, dict[str, Any]] = dict(safetensors.deserialize(payload))
     header_bytes = int.from_bytes(payload[:8], "little")
     header = json.loads(payload[8 : 8 + header_bytes])["__metadata__"]

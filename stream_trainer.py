@@ -16,7 +16,16 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import EarlyStoppingCallback, Seq2SeqTrainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
-from checkpoints import MARKER, CheckpointError, Progress, mark_complete, rotate, saving, unmark
+from checkpoints import (
+    MARKER,
+    CheckpointError,
+    OutputRemovedError,
+    Progress,
+    mark_complete,
+    rotate,
+    saving,
+    unmark,
+)
 from command_line import Interruption
 from config import UserError
 from ranks import agree, sum_over_ranks
@@ -24,7 +33,7 @@ from redis_manager import FencedError, SampleReader, StopRequested
 from stop_flag import StopFlag, leave_signals_to_the_trainer
 from token_mean_loss import TokenMeanLoss
 from training_data import RECORD, BatchRecord, Collator, PositionSampler, StreamCollator, raise_failure
-from training_log import SamplesLog
+from training_log import SamplesLog, SamplesLogError
 from training_schedule import Schedule
 
 logger = logging.getLogger(__name__)
@@ -107,7 +116,7 @@ class StreamTrainer(Seq2SeqTrainer):
         Raises:
             Interruption: a signal came; a complete checkpoint of the last finished step has been saved.
             UserError: training cannot go on. A checkpoint of the last finished step has been saved, unless another
-                trainer has taken over the stream.
+                trainer has taken over the stream, or the disk is full.
         """
         failure: UserError | None = None
         ended = False
@@ -117,7 +126,7 @@ class StreamTrainer(Seq2SeqTrainer):
                 ended = True
             except StopRequested:
                 logger.info("stopping after step %d", self.state.global_step)
-            except (FencedError, CheckpointError):
+            except (FencedError, CheckpointError, SamplesLogError):
                 raise
             except UserError as error:
                 if self.args.world_size > 1:  # the other ranks may be anywhere: a checkpoint needs them all
@@ -235,6 +244,7 @@ class StreamTrainer(Seq2SeqTrainer):
         self.progress.trained_s += self._step_audio_s
         if self._samples_log:
             self._samples_log.write_step(self.state.global_step)
+        self._check_output_dir()
         if self.is_world_process_zero():
             self._reader.trim(self.position)
 
@@ -294,8 +304,18 @@ class StreamTrainer(Seq2SeqTrainer):
     def _checkpoint_folder(self) -> Path:
         return self._output_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
 
+    def _check_output_dir(self) -> None:
+        """Hugging Face would make a removed folder again without a word: the record, and the best model, are gone."""
+        if not self._output_dir.is_dir() or (self._samples_log and self._samples_log.is_removed):
+            raise OutputRemovedError(self._output_dir)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self._write_checkpoint(model, trial)
+        self._check_output_dir()
+        try:
+            self._write_checkpoint(model, trial)
+        except CheckpointError:
+            self._check_output_dir()  # removed in the meantime: then it can be saved anew
+            raise
         self._commit()
 
     def _commit(self) -> None:
@@ -311,6 +331,8 @@ class StreamTrainer(Seq2SeqTrainer):
         self._session_began = time.monotonic()
         leads = self.is_world_process_zero()
         with saving(folder):
+            if self._samples_log:
+                self._samples_log.sync()
             if leads:
                 unmark(folder)
             self.accelerator.wait_for_everyone()

@@ -15,8 +15,9 @@ import torch
 from torch.utils.data import Dataset, Sampler, get_worker_info
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
+from audio_file import RecordingError
 from config import DataConfig, UserError
-from data_processor import FeatureSpec, RecordingError, TranscriptEncoder, load_waveform, log_mel
+from data_processor import FeatureSpec, TranscriptEncoder, load_waveform, log_mel
 from recordings import Recordings
 from redis_manager import PlanCard, SampleReader, StopRequested
 from sample import Sample, SampleLimits, decode_sample, pad_batch

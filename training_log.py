@@ -50,11 +50,16 @@ class LogLine(TrainerCallback):
             )  # fmt: skip
 
 
+TAIL_BYTES = 2**20
+"""How much of the record is read at the start: more than the lines of one step."""
+
+
 class SamplesLog:
     """`trained_samples.jsonl`: what was trained, appended a step at a time.
 
     A step's lines are written together, when it is done: a step that a crash cut short leaves none. Of a step that was
-    trained again after a resume, the last lines count.
+    trained again after a resume, the last lines count. A line that a full disk cut short is taken out at the next
+    start: its step has no checkpoint, and is trained again.
     """
 
     def __init__(self, path: Path, rank: int) -> None:
@@ -71,10 +76,16 @@ class SamplesLog:
         try:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             size = os.fstat(self._descriptor).st_size
-            if size and os.pread(self._descriptor, 1, size - 1) != b"\n":
-                os.write(self._descriptor, b"\n")  # the disk was full in the middle of a line
+            tail = os.pread(self._descriptor, min(size, TAIL_BYTES), max(0, size - TAIL_BYTES))
+            if tail and not tail.endswith(b"\n"):
+                os.ftruncate(self._descriptor, size - len(tail) + tail.rfind(b"\n") + 1)
         except OSError as error:
             raise self._cannot_write(error) from error
+
+    @property
+    def is_removed(self) -> bool:
+        """Whether the file is gone from its place, so that what is still written to it is lost."""
+        return not self._path.exists()
 
     def note(self, positions: list[int], ids: list[str], loss: float) -> None:
         """Remembers a micro-batch of the step that is running, and its mean loss per label token."""
@@ -95,7 +106,16 @@ class SamplesLog:
             raise self._cannot_write(error) from error
         self._micro_batches.clear()
 
+    def sync(self) -> None:
+        """Brings the record to the disk: a checkpoint must not survive a power cut that its record does not.
+
+        Raises:
+            OSError: the disk is full or gone.
+        """
+        os.fsync(self._descriptor)
+
     def _cannot_write(self, error: OSError) -> SamplesLogError:
         return SamplesLogError(
-            f"cannot write {self._path}: {error.strerror or error}; make room, or --model.log_samples False"
+            f"cannot write {self._path}: {error.strerror or error}. Make room, or set --model.log_samples False, and "
+            "start again; what was trained since the last complete checkpoint is trained again"
         )

@@ -16,9 +16,10 @@ from types import TracebackType
 import numpy as np
 
 import audioaugmentations
+from audio_file import RecordingError
 from audioaugmentations import AudioAugmentations, Choice
 from config import Config
-from data_processor import FeatureSpec, RecordingError, TranscriptEncoder, load_waveform, log_mel
+from data_processor import FeatureSpec, TranscriptEncoder, load_waveform, log_mel
 from plan import ORIGINAL, Plan, fingerprint, make_plan
 from process_executor import ProcessExecutor, WorkerError
 from recordings import Recording, Recordings

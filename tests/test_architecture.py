@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 LAYERS = [
-    ["config"],
+    ["config", "audio_file"],
     ["command_line", "rejected_report", "process_executor", "manifest", "data_processor", "sample", "progress"],
     ["speech_enhancement", "noise_sources", "room_acoustics", "embedded_redis"],
     ["audioaugmentations", "recordings", "redis_server"],
@@ -35,6 +35,7 @@ NEVER = {
     "noise_sources": {*TORCH, "redis"},
     "room_acoustics": {*TORCH, "redis"},
     "speech_enhancement": {*TORCH, "redis"},
+    "audio_file": {*TORCH, "redis"},
     "data_processor": {"torch", "redis"},
     "recordings": {*TORCH, "redis"},
     "plan": {*TORCH, "redis"},

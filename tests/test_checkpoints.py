@@ -156,7 +156,12 @@ def test_a_checkpoint_that_is_written_again_is_incomplete_meanwhile(tmp_path):
 
 @pytest.mark.parametrize(
     "error",
-    [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing file data/0")],
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("PytorchStreamWriter failed writing file data/0"),
+        RuntimeError("basic_ios::clear: iostream error"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 2966464 vs 2966356"),
+    ],
 )
 def test_a_full_disk_is_told_in_one_line(tmp_path, error):
     with pytest.raises(CheckpointError, match=r"cannot save .*Make room") as caught, saving(tmp_path):

@@ -14,11 +14,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import WhisperFeatureExtractor, WhisperTokenizer
 
+from audio_file import RecordingError
 from config import DataConfig, ModelConfig, UserError
 from data_processor import (
     FeatureSpec,
     ModelFilesError,
-    RecordingError,
     load_feature_spec,
     load_transcript_encoder,
     load_waveform,

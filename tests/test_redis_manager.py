@@ -31,7 +31,6 @@ from redis_manager import (
     FencedError,
     FinishedRunError,
     ForeignPlanError,
-    PlanCard,
     ProducerBusyError,
     ProducerGoneError,
     RunFinished,
@@ -44,19 +43,10 @@ from redis_manager import (
 from redis_server import connect
 from sample_queue import SampleQueue, _source, allocated, headroom, open_queue
 from tests.conftest import LossyProxy, embedded_server
+from tests.queues import CARD, payload, payloads, produce
 
 ROOT = Path(__file__).parent.parent
 OwnEmbedded = Callable[[float], RedisConfig]
-CARD = PlanCard("plan-a", 100_000, 1000, 80, 3000, "float16", "tokenizer", 500_000)
-
-
-def payload(position: int, size: int = 40) -> bytes:
-    """A sample as opaque bytes that names its position."""
-    return b"%09d" % position + b"." * (size - 9)
-
-
-def payloads(start: int, stop: int, size: int = 40) -> list[bytes]:
-    return [payload(position, size) for position in range(start, stop)]
 
 
 class Trainer:
@@ -87,17 +77,6 @@ def make_writer(config: RedisConfig, position: int = 0) -> SampleWriter:
     writer = SampleWriter(config, CARD)
     writer.open(position)
     return writer
-
-
-def produce(writer: SampleWriter, tail: int, end: int, size: int = 40, step: int = 16) -> None:
-    """Pushes up to `end`, follows the trainer, and ends when it is done."""
-    try:
-        while True:
-            while tail < end:
-                tail = writer.push(tail, payloads(tail, min(end, tail + step), size))
-            tail = writer.linger(tail)
-    except RunFinished:
-        writer.close()
 
 
 @pytest.fixture
@@ -473,58 +452,6 @@ def test_most_of_a_limit_of_64_mb_is_usable(
     assert status.depth * 54_000 > 0.85 * status.limit_bytes
 
 
-def test_check_then_push_by_several_writers_exceeds_the_limit(own_embedded: OwnEmbedded) -> None:
-    """The control: the same load without the gate inside the script, and without a limit of the server's own."""
-    config = own_embedded(32)
-    limit = config.max_memory_bytes
-    barrier = threading.Barrier(8)
-    connect(config).call(lambda client: client.config_set("maxmemory", 0))
-
-    def naive() -> None:
-        with redis.Redis(port=config.port) as client:
-            chunk = payloads(0, 16, 54_000)
-            while client.info("memory")["used_memory"] + 16 * 54_000 <= limit:
-                barrier.wait(10)
-                client.rpush("naive", *chunk)
-
-    threads = [threading.Thread(target=_until_broken, args=(naive, barrier)) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert open_queue(config).status().used_memory_peak_bytes > limit
-
-
-def _until_broken(function: Callable[[], None], barrier: threading.Barrier) -> None:
-    try:
-        function()
-    except threading.BrokenBarrierError:
-        pass
-    finally:
-        barrier.abort()
-
-
-def test_several_processes_that_take_at_once_stay_below_the_limit(
-    own_embedded: OwnEmbedded,
-    in_background: Callable[..., threading.Thread],
-) -> None:
-    config = own_embedded(32)
-    writer = make_writer(config)
-    in_background(produce, writer, 0, 10**6, 100_000, 32)
-    trainer = Trainer(config)
-    for step in range(20):
-        first = step * 64
-        takers = [in_background(trainer.reader_of_a_rank().take, first + rank * 8, 8) for rank in range(8)]
-        for taker in takers:
-            taker.join(20)
-        trainer.trained.value = first + 64
-        trainer.reader.trim(first + 64)
-    status = trainer.reader.status()
-    trainer.reader.finish()
-    assert status.head >= 20 * 64
-    assert status.used_memory_peak_bytes <= status.limit_bytes
-
-
 def test_the_scripts_work_above_the_servers_own_limit(redis_config: RedisConfig) -> None:
     writer = make_writer(redis_config)
     writer.push(0, payloads(0, 40, 54_000))
@@ -587,7 +514,6 @@ def test_a_resume_reads_in_flight_samples_again_without_exceeding_the_limit(
     deadline = time.monotonic() + 10
     while not writer.waiting and time.monotonic() < deadline:
         time.sleep(0.01)
-    connect(config).call(lambda client: client.config_resetstat())  # also forgets the peak so far
     second = Trainer(config, "trainer-2", attach=0)
     assert second.reader.take(0, 250) == payloads(0, 250, 54_000)
     status = second.reader.status()

