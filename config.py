@@ -211,7 +211,8 @@ class ModelConfig:
     dataloader_num_workers: int = 0
     """Processes that fetch and pad batches ahead of training. 0: the trainer does it itself."""
     log_samples: bool = False
-    """Append a line per trained micro-batch (step, positions, ids, loss) to output_dir/trained_samples.jsonl."""
+    """Append a line per trained micro-batch (step, rank, session, positions, ids, loss) to
+    output_dir/trained_samples.jsonl."""
     trainer_arguments: dict[str, bool | int | float | str] = field(default_factory=dict)
     """Any further Seq2SeqTrainingArguments, as pairs of name and value: max_grad_norm 0.5 report_to tensorboard."""
 

@@ -133,6 +133,7 @@ class SampleReader:
                 payloads += rest
                 continue
             if state in (b"lost", b"behind"):
+                self._check_stop()  # a worker that outlives its trainer must not make the queue anew
                 self._attach(first if state == b"behind" else min(self._trained.value, first), take_over=False)
                 continue
             log = log or WaitingLog()

@@ -95,7 +95,9 @@ class StreamTrainer(Seq2SeqTrainer):
             **trainer,
         )
         self._output_dir = Path(str(self.args.output_dir))
-        self._samples_log = SamplesLog(self._output_dir / SAMPLES_LOG, self.args.process_index) if log_samples else None
+        self._samples_log = (
+            SamplesLog(self._output_dir / SAMPLES_LOG, self.args.process_index, reader.trainer) if log_samples else None
+        )
 
     @property
     def progress(self) -> Progress:

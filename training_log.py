@@ -54,24 +54,44 @@ TAIL_BYTES = 2**20
 """How much of the record is read at the start: more than the lines of one step."""
 
 
+def lines_behind_weights(path: Path) -> list[dict[str, Any]]:
+    """The lines of `trained_samples.jsonl` that led to the weights that the last session ended with.
+
+    A session that goes on from a checkpoint of step k begins with step k + 1: what earlier sessions trained from there
+    on is gone with their weights, and what processes of theirs still write once it has begun does not count.
+    """
+    lines: list[dict[str, Any]] = []
+    sessions: list[str] = []
+    with path.open(encoding="utf-8") as file:
+        for text in file:
+            line = json.loads(text)
+            if line["session"] not in sessions:
+                sessions.append(line["session"])
+                lines = [earlier for earlier in lines if earlier["step"] < line["step"]]
+            if line["session"] == sessions[-1]:
+                lines.append(line)
+    return lines
+
+
 class SamplesLog:
     """`trained_samples.jsonl`: what was trained, appended a step at a time.
 
-    A step's lines are written together, when it is done: a step that a crash cut short leaves none. Of a step that was
-    trained again after a resume, the last lines count. A line that a full disk cut short is taken out at the next
-    start: its step has no checkpoint, and is trained again.
+    A step's lines are written together, when it is done: a step that a crash cut short leaves none. What counts of
+    steps that were trained again after a resume, `lines_behind_weights` tells. A line that a full disk cut short is
+    taken out at the next start: its step has no checkpoint, and is trained again.
     """
 
-    def __init__(self, path: Path, rank: int) -> None:
+    def __init__(self, path: Path, rank: int, session: str) -> None:
         """
         Args:
             path: the file; all ranks append to it.
             rank: this process's.
+            session: names this start of the trainer; the same for all ranks.
 
         Raises:
             SamplesLogError: it cannot be written.
         """
-        self._path, self._rank = path, rank
+        self._path, self._origin = path, {"rank": rank, "session": session}
         self._micro_batches: list[dict[str, Any]] = []
         try:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -97,7 +117,7 @@ class SamplesLog:
         Raises:
             SamplesLogError: the disk is full.
         """
-        lines = ({"step": step, "rank": self._rank, **micro_batch} for micro_batch in self._micro_batches)
+        lines = ({"step": step, **self._origin, **micro_batch} for micro_batch in self._micro_batches)
         data = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
         try:
             if os.write(self._descriptor, data) < len(data):

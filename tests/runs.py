@@ -18,6 +18,7 @@ import psutil
 
 from config import RedisConfig
 from embedded_redis import embedded_pid, runtime_folder
+from training_log import lines_behind_weights
 
 ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "examples" / "digits"
@@ -204,23 +205,9 @@ class Run:
 
 
 def trained_positions(record: Path) -> list[int]:
-    """Every position behind the weights that survived, in the order of training.
-
-    A session that goes on from a checkpoint at step k begins with a line for step k + 1: whatever stands before that
-    line for a step above k was trained by weights that are gone. A step's micro-batches stand in the order of their
-    positions, so a line that does not come after its rank's last one begins a session.
-    """
-    kept: list[dict] = []
-    for text in record.read_text(encoding="utf-8").splitlines():
-        line = json.loads(text)
-        last = next((earlier for earlier in reversed(kept) if earlier["rank"] == line["rank"]), None)
-        if last and (line["step"], line["positions"][0]) <= (last["step"], last["positions"][0]):
-            kept = [earlier for earlier in kept if earlier["step"] < line["step"]]
-        elif kept and line["step"] > kept[-1]["step"] + 1:
-            raise AssertionError(f"step {line['step']} follows on step {kept[-1]['step']} in {record}")
-        kept.append(line)
+    """Every position behind the weights that survived: step by step, and in ascending order within a step."""
     by_step: dict[int, list[int]] = {}
-    for line in kept:
+    for line in lines_behind_weights(record):
         by_step.setdefault(line["step"], []).extend(line["positions"])
     return [position for step in sorted(by_step) for position in sorted(by_step[step])]
 

@@ -159,20 +159,20 @@ def test_an_output_folder_that_goes_away_is_told_and_its_run_goes_on(run: Run, h
 
 def test_a_line_that_a_full_disk_cut_short_is_taken_out_of_the_record(tmp_path: Path) -> None:
     path = tmp_path / "trained_samples.jsonl"
-    whole = '{"step": 1, "rank": 0, "positions": [0, 1], "ids": ["a", "b"], "loss": 1.0}\n'
+    whole = '{"step": 1, "rank": 0, "session": "a", "positions": [0, 1], "ids": ["a", "b"], "loss": 1.0}\n'
     path.write_text(whole + '{"step": 2, "rank": 0, "posit')
-    log = SamplesLog(path, rank=0)
+    log = SamplesLog(path, rank=0, session="a")
     assert path.read_text() == whole
     log.note([2, 3], ["c", "d"], 1.0)
     log.write_step(2)
     assert trained_positions(path) == [0, 1, 2, 3]
     path.write_text('{"step": 1, "ra')
-    SamplesLog(path, rank=0)
+    SamplesLog(path, rank=0, session="a")
     assert path.read_text() == ""
 
 
 def test_a_full_disk_in_the_record_is_an_error_with_the_remedy() -> None:
-    log = SamplesLog(Path("/dev/full"), rank=0)
+    log = SamplesLog(Path("/dev/full"), rank=0, session="a")
     log.note([0], ["a"], 1.0)
     with pytest.raises(SamplesLogError, match=r"/dev/full: No space left on device. Make room"):
         log.write_step(1)

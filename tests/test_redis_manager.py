@@ -776,6 +776,16 @@ def test_a_stop_ends_every_wait_of_a_trainer(redis_config: RedisConfig) -> None:
         trainer.reader.take(0, 8)
 
 
+def test_a_reader_that_is_told_to_stop_does_not_make_a_cleared_queue_anew(redis_config: RedisConfig) -> None:
+    make_writer(redis_config)
+    trainer = Trainer(redis_config)
+    trainer.stop.set()
+    open_queue(redis_config).clear()
+    with pytest.raises(StopRequested):
+        trainer.reader.take(0, 4)
+    assert not open_queue(redis_config).status().planned
+
+
 def test_a_long_wait_says_what_it_waits_for(
     redis_config: RedisConfig, caplog: pytest.LogCaptureFixture, in_background: Callable[..., threading.Thread]
 ) -> None:

@@ -43,6 +43,7 @@ from sample import Sample, encode_sample
 from stream_trainer import StreamTrainer
 from tests.runs import DIGITS
 from training_data import BatchMaker, PositionSampler
+from training_log import lines_behind_weights
 from training_manager import TrainingRun
 from training_report import transcription_command
 from training_schedule import make_schedule
@@ -199,15 +200,8 @@ def output_dir(config: Config) -> Path:
 
 
 def trained_samples(config: Config) -> list[dict]:
-    """The record of what was trained; of a step that was trained again after a resume, the last lines."""
-    lines: list[dict] = []
-    for text in (output_dir(config) / "trained_samples.jsonl").read_text(encoding="utf-8").splitlines():
-        line = json.loads(text)
-        resumed_at = line["positions"][0]
-        if any(line["rank"] == earlier["rank"] and resumed_at <= earlier["positions"][-1] for earlier in lines):
-            lines = [earlier for earlier in lines if earlier["positions"][-1] < resumed_at]
-        lines.append(line)
-    return lines
+    """The record of what was trained by the weights that survived."""
+    return lines_behind_weights(output_dir(config) / "trained_samples.jsonl")
 
 
 def trained_positions(config: Config) -> list[int]:
