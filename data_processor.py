@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import scipy.fft
 import scipy.sparse
 import soundfile
 import soxr
@@ -27,6 +26,8 @@ DYNAMIC_RANGE = 8.0
 """Decades that are kept below the loudest cell. Source: `WhisperFeatureExtractor`."""
 TRUNCATION_TOLERANCE_S = 0.1
 """How much less audio than its header promises a file may hold: some encoders pad their last block."""
+FRAMES_AT_ONCE = 80
+"""Frames whose spectra are taken together: 800 kB of buffers."""
 
 
 class RecordingError(Exception):
@@ -188,21 +189,44 @@ def log_mel(waveform: np.ndarray, spec: FeatureSpec) -> tuple[np.ndarray, float]
     """
     if len(waveform) > spec.window_samples:
         raise ValueError(f"waveform of {len(waveform)} samples: the model's window has {spec.window_samples}")
-    half = spec.n_fft // 2
+    # Each bin feeds at most two mel filters: the sparse product is faster than BLAS and the same on every machine.
+    mel = _mel_filters(spec.num_mel_bins, spec.n_fft, spec.sampling_rate) @ _power_spectrum(waveform, spec)
+    np.maximum(mel, np.float32(10.0**LOG_FLOOR), out=mel)
+    np.log10(mel, out=mel)
+    floor = max(LOG_FLOOR, float(mel.max()) - DYNAMIC_RANGE)
+    np.maximum(mel, np.float32(floor), out=mel)
+    mel += np.float32(4.0)
+    mel /= np.float32(4.0)
+    return mel, (floor + 4.0) / 4.0
+
+
+def _power_spectrum(waveform: np.ndarray, spec: FeatureSpec) -> np.ndarray:
+    """Power of the centred STFT with reflected edges, float32 `[n_fft // 2 + 1, frames]`, of the frames that hold audio.
+
+    In float64: beside a strong tone lie cells 8 decades down, where a transform in float32 is good for 1e-4 only. A few
+    frames at a time, in buffers that stay in the cache: on a whole clip, twice the time goes into fetching memory.
+    """
+    half, bins = spec.n_fft // 2, spec.n_fft // 2 + 1
     frames = min(spec.window_frames, -(-(len(waveform) + half) // spec.hop_length))
     padded_samples = min(spec.window_samples, frames * spec.hop_length + half)
-    padded = np.zeros(padded_samples, np.float32)
-    padded[: len(waveform)] = waveform
-    centred = np.pad(padded, half, mode="reflect")
+    centred = np.zeros(half + padded_samples + half)
+    centred[half : half + len(waveform)] = waveform
+    centred[:half] = centred[2 * half : half : -1]
+    centred[-half:] = centred[-half - 2 : -2 * half - 2 : -1]
     analysis = np.lib.stride_tricks.sliding_window_view(centred, spec.n_fft)[:: spec.hop_length][:frames]
-    # In float64: beside a strong tone lie cells 8 decades down, where a transform in float32 is good for 1e-4 only.
-    spectrum = scipy.fft.rfft(analysis * _hann_window(spec.n_fft), axis=1, overwrite_x=True)
-    power = (np.square(spectrum.real) + np.square(spectrum.imag)).astype(np.float32)
-    # Each bin feeds at most two mel filters: the sparse product is faster than BLAS and the same on every machine.
-    mel = _mel_filters(spec.num_mel_bins, spec.n_fft, spec.sampling_rate) @ np.ascontiguousarray(power.T)
-    log_energy = np.log10(np.maximum(mel, np.float32(10.0**LOG_FLOOR)))
-    floor = max(LOG_FLOOR, float(log_energy.max()) - DYNAMIC_RANGE)
-    return (np.maximum(log_energy, np.float32(floor)) + np.float32(4.0)) / np.float32(4.0), (floor + 4.0) / 4.0
+    window = _hann_window(spec.n_fft)
+    power = np.empty((bins, frames), np.float32)
+    windowed, sums = np.empty((FRAMES_AT_ONCE, spec.n_fft)), np.empty((FRAMES_AT_ONCE, bins))
+    spectra = np.empty((FRAMES_AT_ONCE, bins), np.complex128)
+    for start in range(0, frames, FRAMES_AT_ONCE):
+        count = min(FRAMES_AT_ONCE, frames - start)
+        np.multiply(analysis[start : start + count], window, out=windowed[:count])
+        np.fft.rfft(windowed[:count], axis=1, out=spectra[:count])
+        parts = spectra[:count].view(np.float64)  # real, imaginary, real, …
+        np.square(parts, out=parts)
+        np.add(parts[:, ::2], parts[:, 1::2], out=sums[:count])
+        power[:, start : start + count] = sums[:count].T
+    return power
 
 
 @lru_cache
