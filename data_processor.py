@@ -201,7 +201,7 @@ def log_mel(waveform: np.ndarray, spec: FeatureSpec) -> tuple[np.ndarray, float]
 
 
 def _power_spectrum(waveform: np.ndarray, spec: FeatureSpec) -> np.ndarray:
-    """Power of the centred STFT with reflected edges, float32 `[n_fft // 2 + 1, frames]`, of the frames that hold audio.
+    """Power of the centred STFT with reflected edges, float32 `[bins, frames]`, of the frames that hold audio.
 
     In float64: beside a strong tone lie cells 8 decades down, where a transform in float32 is good for 1e-4 only. A few
     frames at a time, in buffers that stay in the cache: on a whole clip, twice the time goes into fetching memory.

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     ["config"],
     ["command_line", "rejected_report", "process_executor", "manifest", "data_processor", "sample", "progress"],
-    ["speech_enhancement", "noise_sources", "room_acoustics", "embedded_redis"],
+    ["speech_enhancement", "noise_sources", "room_acoustics", "time_stretch", "embedded_redis"],
     ["audioaugmentations", "recordings", "redis_server"],
     ["plan", "sample_queue"],
     ["sample_reader", "sample_writer", "worker_pool"],
@@ -34,6 +34,7 @@ NEVER = {
     "noise_sources": {*TORCH, "redis"},
     "room_acoustics": {*TORCH, "redis"},
     "speech_enhancement": {*TORCH, "redis"},
+    "time_stretch": {*TORCH, "redis"},
     "data_processor": {"torch", "redis"},
     "recordings": {*TORCH, "redis"},
     "plan": {*TORCH, "redis"},

@@ -37,7 +37,7 @@ from audioaugmentations import (
 )
 from config import AudioAugmentationConfig, UserError
 from noise_sources import NoiseRecordings, color_noise
-from room_acoustics import DIRECT_TAP, RoomBankError, load_room_bank, simulate_room
+from room_acoustics import DIRECT_TAP, Room, RoomBankError, load_room_bank, simulate_room
 
 RATE = 16000
 WINDOW = 30 * RATE
@@ -168,7 +168,7 @@ class TestFarField:
         speech = 0.2 * np.random.default_rng(0).standard_normal(2 * RATE).astype(np.float32)
         speech[: RATE // 4] = 0
         for response in rooms[distance_m]:
-            far = add_far_field(speech, response)
+            far = add_far_field(speech, Room(response))
             assert len(far) == len(speech)
             correlation = np.fft.irfft(np.fft.rfft(far, 4 * RATE) * np.conj(np.fft.rfft(speech, 4 * RATE)))
             lag = (np.abs(correlation).argmax() + 2 * RATE) % (4 * RATE) - 2 * RATE
@@ -178,7 +178,7 @@ class TestFarField:
     def test_reverberation_follows_the_speech(self, rooms):
         burst = np.zeros(RATE, np.float32)
         burst[:4000] = harmonic_tone(200)[:4000]
-        far = add_far_field(burst, rooms[3.0][0])
+        far = add_far_field(burst, Room(rooms[3.0][0]))
         assert level_db(far[4200:5000]) > level_db(far[:4000]) - 30  # there was digital silence
         assert level_db(far[4200:5000]) > level_db(far[9000:9800]) + 5  # and it decays
 
