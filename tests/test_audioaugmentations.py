@@ -33,11 +33,11 @@ from audioaugmentations import (
     mix_background,
     prepare,
     shift_pitch,
-    stretched_samples,
 )
 from config import AudioAugmentationConfig, UserError
 from noise_sources import NoiseRecordings, color_noise
 from room_acoustics import DIRECT_TAP, Room, RoomBankError, load_room_bank, simulate_room
+from time_stretch import stretched_samples
 
 RATE = 16000
 WINDOW = 30 * RATE
