@@ -57,8 +57,8 @@ def encode_sample(sample: Sample) -> bytes:
 
     Source: the safetensors format: length of the header (uint64, little-endian), header (JSON, padded to 8), tensors.
     """
-    features = np.ascontiguousarray(sample.input_features)
-    end = features.nbytes + sample.labels.nbytes
+    features, labels = (np.ascontiguousarray(tensor) for tensor in (sample.input_features, sample.labels))
+    end = features.nbytes + labels.nbytes
     header = {
         "__metadata__": {
             "position": str(sample.position),
@@ -74,14 +74,14 @@ def encode_sample(sample: Sample) -> bytes:
             "data_offsets": [0, features.nbytes],
         },
         "labels": {
-            "dtype": SAFETENSORS_NAMES[sample.labels.dtype],
-            "shape": sample.labels.shape,
+            "dtype": SAFETENSORS_NAMES[labels.dtype],
+            "shape": labels.shape,
             "data_offsets": [features.nbytes, end],
         },
     }
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return b"".join((len(text).to_bytes(8, "little"), text, features.tobytes(), sample.labels.tobytes()))
+    return b"".join((len(text).to_bytes(8, "little"), text, features.data, labels.data))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The floor: what no producer on these clips can do without. Decode the file, take one log-mel over the real frames.
 
-libsndfile's decoder, and the fastest log-mel at hand: float32 throughout, frames in blocks that stay in the cache, no
+libsndfile's decoder (16-bit files as they are, which is fastest), and the fastest log-mel at hand: float32 throughout, frames in blocks that stay in the cache, no
 guard against rounding. It is not exact enough for samples (up to 5e-4 beside strong tones), but nothing does with less.
 """
 
@@ -31,8 +31,8 @@ class Floor:
     def make(self, count: int) -> int:
         """Makes `count` log-mels; returns how many."""
         for _ in range(count):
-            waveform, _ = soundfile.read(self._files[self._next % len(self._files)], dtype="float32")
-            self.log_mel(waveform)
+            whole_numbers, _ = soundfile.read(self._files[self._next % len(self._files)], dtype="int16")
+            self.log_mel(whole_numbers * np.float32(1 / 32768))
             self._next += 1
         return count
 
