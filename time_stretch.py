@@ -88,7 +88,7 @@ def _splices(
     while True:
         ahead = direction * offset
         start = max(start + fade, math.ceil((ahead + tolerance) / drift))
-        if start + 2 * fade > samples:
+        if start + 3 * fade > samples:
             break
         farthest = int(drift * start) + tolerance - ahead
         nearest = max(shortest, farthest - 2 * tolerance)
@@ -100,8 +100,8 @@ def _splices(
         offsets.append(offset)
         likenesses.append(likeness)
     last = len(waveform) - samples
-    if offset != last and samples > fade:  # so that the last sample is the recording's last
-        start = max(starts[-1] + fade if starts else 0, samples - fade)
+    if offset != last and min(samples, len(waveform)) > 2 * fade:  # so that the last sample is the recording's last
+        start = samples - fade - max(0, offset - last)  # and before the recording ends
         starts.append(start)
         offsets.append(last)
         likenesses.append(0.0)

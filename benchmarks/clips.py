@@ -55,7 +55,7 @@ def write_manifest(path: Path, rows: list[dict[str, str]], length: int) -> None:
 
 
 def write_noise(folder: Path) -> list[Path]:
-    """Copies noise recordings to WAV files, looped to 30 s, for peers that read noise anew for each clip; returns their paths."""
+    """Copies the noise to WAV files of 30 s, for peers that read it anew for each clip; returns their paths."""
     folder.mkdir()
     written = []
     for path in sorted(NOISE.glob("*.ogg")):

@@ -2,18 +2,21 @@
 
     python benchmarks/profile_stages.py                # a table; --json FILE writes the figures as well
 
-ms        one call on one clip of 3 to 5 s, median of the rounds; options (speed factors, distances, …) in turn
-share     of all that a worker does per sample in the round robin: half originals, the others by the eight in turn
-floor     the work without which the stage cannot be, by the fastest call that does it; ratio: ms / floor
+share     of a worker's time in the round robin (half originals, the others by the eight in turn), by a stopwatch around
+          each stage while the worker works
+ms        one call on one clip of 3 to 5 s, by itself; options (speed factors, distances, …) in turn
+floor     the work without which the stage cannot be, by the fastest call that does it, measured in turn with the stage
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -31,11 +34,16 @@ import soundfile
 import soxr
 import tyro
 
+import audioaugmentations
+import worker_pool
 from audioaugmentations import AUGMENTATIONS, AudioAugmentations, Choice, Floats, Step
 from benchmarks.clips import make_clips
 from benchmarks.harness import Figure, clips_recipe, embedded, make_checkpoint, pinned, write_json
-from data_processor import FeatureSpec, load_waveform, log_mel
+from data_processor import FeatureSpec, TranscriptEncoder, load_waveform, log_mel
+from noise_sources import NoiseRecordings
+from plan import Plan
 from prepro_add2radis import make_card
+from recordings import Recordings
 from redis_manager import SampleWriter
 from redis_server import make_client
 from sample import Sample, encode_sample
@@ -67,8 +75,6 @@ class Stage:
     floor: Callable[[Any], object]
     floor_name: str
     inputs: Sequence[Any]
-    calls_per_sample: float
-    """In the round robin; 0: not part of it."""
 
 
 class Stages:
@@ -104,11 +110,11 @@ class Stages:
         def tokens(position: int) -> None:
             recipe.encoder.encode("one two three")
 
-        return Stage("plan, transcript", look_up, tokens, "tokenizer", range(len(self.files)), 1)
+        return Stage("plan, transcript", look_up, tokens, "tokenizer", range(len(self.files)))
 
     def decode(self) -> Stage:
         """File → waveform."""
-        return Stage("decode", self._load, _read, "libsndfile", self.files, 1)
+        return Stage("decode", self._load, _read, "libsndfile", self.files)
 
     def resampling(self, rate_hz: int) -> Stage:
         """The same for files at another rate."""
@@ -120,9 +126,9 @@ class Stages:
             soundfile.write(files[-1], soxr.resample(waveform, self.spec.sampling_rate, rate_hz), rate_hz)
 
         def read_and_resample(file: Path) -> None:
-            soxr.resample(_read(file), rate_hz, self.spec.sampling_rate, quality="HQ")
+            soxr.resample(_read(file).astype(np.float32), rate_hz, self.spec.sampling_rate, quality="HQ")
 
-        return Stage(f"decode at {rate_hz} Hz", self._load, read_and_resample, "libsndfile + soxr", files, 0)
+        return Stage(f"decode at {rate_hz} Hz", self._load, read_and_resample, "libsndfile + soxr", files)
 
     def augmentation(self, name: str) -> Stage:
         """One of the eight."""
@@ -147,18 +153,18 @@ class Stages:
                 self.augmentations.apply_waveform(signal, choice, rng)
 
         inputs = self.log_mels if name == "masking" else self.waveforms
-        return Stage(name, run, *floors[name], inputs, 0.5 / len(AUGMENTATIONS))
+        return Stage(name, run, *floors[name], inputs)
 
     def features(self) -> list[Stage]:
         """Waveform → log-mel → float16 → bytes."""
         frames = [_frames(waveform, self.spec) for waveform in self.waveforms]
         transforms = Stage("log-mel", lambda pair: log_mel(pair[0], self.spec), _transform_frames, "float64 FFT",
-                           list(zip(self.waveforms, frames, strict=True)), 1)  # fmt: skip
+                           list(zip(self.waveforms, frames, strict=True)))  # fmt: skip
         return [
             transforms,
             Stage("to float16", lambda a: a.astype(np.float16), lambda a: a.astype(np.float16), "itself",
-                  self.log_mels, 1),
-            Stage("encode", encode_sample, _copy_bytes, "copy", self.samples, 1),
+                  self.log_mels),
+            Stage("encode", encode_sample, _copy_bytes, "copy", self.samples),
         ]  # fmt: skip
 
     def _load(self, file: Path) -> Floats:
@@ -170,7 +176,8 @@ class Stages:
 
 
 def _read(file: Path) -> Floats:
-    waveform: Floats = soundfile.read(file, dtype="float32")[0]
+    """By the fastest way: 16-bit files as they are."""
+    waveform: Floats = soundfile.read(file, dtype="int16")[0]
     return waveform
 
 
@@ -230,31 +237,75 @@ def measure(settings: Settings) -> list[Figure]:
         stages = Stages(folder, recipe, settings.clips)
         listed = stages.all()
         times: dict[str, tuple[list[float], list[float]]] = {stage.name: ([], []) for stage in listed}
-        whole: list[float] = []
-        for number in range(settings.rounds + 1):
+        for _ in range(settings.rounds + 1):
             for stage in listed:
                 for function, found in zip((stage.run, stage.floor), times[stage.name], strict=True):
                     found.append(_ms_per_call(function, stage.inputs))
-            chunk = range(number * 4 * CHUNK, (number + 1) * 4 * CHUNK, CHUNK)
-            whole.append(_ms_per_call(lambda start: stages.maker.make_chunk(start, start + CHUNK), chunk) / CHUNK)
         times["push"] = measure_push(folder, recipe, 4 * settings.rounds)
+        in_worker, worker_s = watch_worker(stages.maker, settings.rounds * len(stages.files))
     medians = {name: (statistics.median(a[1:]), statistics.median(b[1:])) for name, (a, b) in times.items()}
-    worker_ms = statistics.median(whole[1:])
-    print(f"{'stage':<24}{'ms':>8}{'calls':>8}{'share':>8}{'floor ms':>10}{'ratio':>7}  floor")
+    print(f"{'stage':<24}{'share':>8}{'ms':>9}{'floor ms':>10}{'ratio':>7}  floor")
     figures = []
-    for stage in [*listed, Stage("push", print, print, "RPUSH", (), 0)]:
+    for stage in [*listed, Stage("push", print, print, "RPUSH", ())]:
         ms, floor_ms = medians[stage.name]
-        share = 100 * stage.calls_per_sample * ms / worker_ms
-        calls = f"{stage.calls_per_sample:8.3g}{share:7.1f}%" if stage.calls_per_sample else " " * 16
-        print(f"{stage.name:<24}{ms:8.3f}{calls}{floor_ms:10.3f}{ms / floor_ms:7.2f}  {stage.floor_name}")
+        share = 100 * in_worker[stage.name] / worker_s
+        shown = f"{share:7.1f}%" if share else " " * 8
+        print(f"{stage.name:<24}{shown}{ms:9.3f}{floor_ms:10.3f}{ms / floor_ms:7.2f}  {stage.floor_name}")
         figures += [
-            Figure(stage.name, ms, "ms"),
             Figure(f"{stage.name}, share", share, "%"),
+            Figure(stage.name, ms, "ms"),
             Figure(f"{stage.name} / {stage.floor_name}", ms / floor_ms, "x"),
         ]
-    known_ms = sum(stage.calls_per_sample * medians[stage.name][0] for stage in listed)
-    print(f"{'a whole sample':<24}{worker_ms:8.3f}        {100 * known_ms / worker_ms:7.1f}% in the stages above")
-    return [*figures, Figure("a whole sample", worker_ms, "ms")]
+    print(f"{'all else':<24}{100 * (1 - in_worker.total() / worker_s):7.1f}%")
+    return figures
+
+
+WATCHED: dict[str, list[tuple[Any, str]]] = {
+    "plan, transcript": [
+        (Plan, "draw"),
+        (Plan, "generator"),
+        (Recordings, "__getitem__"),
+        (TranscriptEncoder, "encode"),
+    ],
+    "decode": [(worker_pool, "load_waveform")],
+    "speed": [(audioaugmentations, "change_speed")],
+    "pitch_shift": [(audioaugmentations, "shift_pitch")],
+    "far_field": [(audioaugmentations, "add_far_field")],
+    "background_noise": [(NoiseRecordings, "crop"), (audioaugmentations, "mix_background")],
+    "color_noise": [(audioaugmentations, "add_color_noise")],
+    "down_upsampling": [(audioaugmentations, "down_upsample")],
+    "speech_enhancement": [(audioaugmentations, "enhance_speech")],
+    "masking": [(audioaugmentations, "mask_log_mel")],
+    "log-mel": [(worker_pool, "log_mel")],
+    "encode": [(worker_pool, "encode_sample")],
+}
+"""Stage → what the stopwatch stands around: names that a worker calls."""
+
+
+def watch_worker(maker: SampleMaker, samples: int) -> tuple[Counter[str], float]:
+    """Seconds that a worker spends in each stage over a number of samples, and in all."""
+    spent: Counter[str] = Counter()
+
+    def timed(stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            started = time.perf_counter()
+            result = function(*arguments)
+            spent[stage] += time.perf_counter() - started  # type: ignore[assignment]  # seconds, not a count
+            return result
+
+        return call
+
+    with contextlib.ExitStack() as stack:
+        for stage, places in WATCHED.items():
+            for place, name in places:
+                function = getattr(place, name)
+                setattr(place, name, timed(stage, function))
+                stack.callback(setattr, place, name, function)
+        maker.make_chunk(0, 4 * CHUNK)  # decodes the noise, fills caches
+        spent.clear()
+        started = time.perf_counter()
+        maker.make_chunk(4 * CHUNK, 4 * CHUNK + samples)
+        return spent, time.perf_counter() - started
 
 
 def _ms_per_call(function: Callable[[Any], object], inputs: Sequence[Any]) -> float:

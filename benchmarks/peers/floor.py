@@ -1,7 +1,7 @@
 """The floor: what no producer on these clips can do without. Decode the file, take one log-mel over the real frames.
 
-libsndfile's decoder (16-bit files as they are, which is fastest), and the fastest log-mel at hand: float32 throughout, frames in blocks that stay in the cache, no
-guard against rounding. It is not exact enough for samples (up to 5e-4 beside strong tones), but nothing does with less.
+libsndfile's decoder (16-bit files as they are, which is fastest), and the fastest log-mel at hand: float32 throughout,
+frames in blocks that stay in the cache, no guard against rounding (so not exact enough for samples).
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 The same eight augmentations by audiomentations, half of the samples without, as in our round robin. Set up in the
 peer's favour: the far field convolves with impulse responses that are there already (`RoomSimulator` would take 125 ms
-each), noise is in WAV files, which cost little to decode, files are read by soundfile (`Audio` of datasets needs torchcodec), each process computes on
-one thread, and the process that receives the batches has a core of its own. audiomentations has no noise reduction:
-`scipy.signal.wiener` stands in; the masks are set on the log-mel, as ours are.
+each), noise is in WAV files, which cost little to decode, recordings are read by soundfile (`Audio` of datasets needs
+torchcodec), the worker computes on one thread, and the process that receives the batches has a core of its own.
+audiomentations has no noise reduction: `scipy.signal.wiener` stands in; the masks are set on the log-mel, as ours are.
 """
 
 from __future__ import annotations
