@@ -140,6 +140,17 @@ def test_without_peak_normalisation_the_level_stays_but_never_exceeds_one(tmp_pa
     assert np.abs(load_waveform(tmp_path / "loud.wav", SPECS[80], keep)).max() == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("sampling_rate", [16_000, 44_100])
+@pytest.mark.parametrize("peak_normalize", [True, False])
+def test_whole_numbers_are_decoded_as_floats_are(tmp_path, sampling_rate, peak_normalize):
+    whole_numbers = np.round(20_000 * tone(1.0, sampling_rate=sampling_rate)).astype(np.int16)
+    soundfile.write(tmp_path / "int.flac", whole_numbers, sampling_rate, subtype="PCM_16")
+    soundfile.write(tmp_path / "float.wav", whole_numbers / np.float32(32768), sampling_rate, subtype="FLOAT")
+    data = DataConfig(peak_normalize=peak_normalize)
+    one, other = (load_waveform(tmp_path / name, SPECS[80], data) for name in ("int.flac", "float.wav"))
+    np.testing.assert_array_equal(one, other)
+
+
 def test_silence_stays_silence(tmp_path):
     soundfile.write(tmp_path / "silence.wav", np.zeros(16_000), 16_000)
     assert not load_waveform(tmp_path / "silence.wav", SPECS[80], DATA).any()

@@ -66,6 +66,25 @@ def test_beginning_and_end_are_those_of_the_recording(factor):
     assert stretched[-1] == pytest.approx(0.25, rel=0.01)
 
 
+@pytest.mark.parametrize("factor", [0.5, 0.75, 0.9])
+def test_slow_speech_does_not_fall_silent_before_its_end(factor):
+    stretched = stretch(harmonic_tone(150), factor, RATE)
+    loud = np.flatnonzero(np.abs(stretched) > 1e-3)
+    assert len(stretched) - loud[-1] < 10
+    assert np.diff(loud).max() < 10
+
+
+@pytest.mark.parametrize("factor", [0.8, 1.25])
+@pytest.mark.parametrize("f0_hz", [97.0, 143.0])
+def test_splices_add_next_to_nothing_between_the_harmonics(factor, f0_hz):
+    fade = round(FADE_S * RATE)
+    stretched = stretch(harmonic_tone(f0_hz, 3.0), factor, RATE)[fade : -2 * fade]
+    power = np.square(np.abs(np.fft.rfft(stretched * np.blackman(len(stretched)))))
+    hz = np.fft.rfftfreq(len(stretched), 1 / RATE)
+    harmonic = np.abs(hz - f0_hz * np.round(hz / f0_hz)) < 8
+    assert 10 * math.log10(power[~harmonic].sum() / power[harmonic].sum()) < -38
+
+
 @pytest.mark.parametrize("factor", [0.75, 0.9, 1.1, 1.5])
 def test_noise_keeps_its_level_through_the_splices(factor):
     noise = (0.2 * np.random.default_rng(0).standard_normal(5 * RATE)).astype(np.float32)
