@@ -33,7 +33,6 @@ from redis_server import make_client
 from room_acoustics import load_room_bank
 from worker_pool import SampleMaker
 
-PORT = 26381
 LIMIT_GB = 2.0
 
 
@@ -74,7 +73,7 @@ class Bench:
 
         torch.set_num_threads(1)
         many, few = self.settings.samples, max(2, self.settings.samples // 8)
-        with embedded(PORT, LIMIT_GB) as config, pinned():
+        with embedded(LIMIT_GB) as config, pinned():
             writer = SampleWriter(config, make_card(self.recipe))
             original = OriginalRecipe(self.files, self.texts, self.checkpoint, self.noise, make_client(config))
             rates = race(
@@ -156,7 +155,7 @@ class Bench:
         mean_s = make_clips(folder, 2.7, 6.7)
         recipe = clips_recipe(self.folder, folder, epochs=1000)
         maker, per_sample = SampleMaker(recipe), {}
-        with embedded(PORT, LIMIT_GB) as config:
+        with embedded(LIMIT_GB) as config:
             writer = SampleWriter(config, make_card(recipe))
             producer, client = Producer(maker, writer), make_client(config)
             empty = client.info("memory")["used_memory"]

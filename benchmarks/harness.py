@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -147,8 +148,11 @@ def clips_recipe(folder: Path, clips: Path, **data: object) -> Recipe:
 
 
 @contextlib.contextmanager
-def embedded(port: int, limit_gb: float) -> Iterator[RedisConfig]:
-    """A private server for one measurement."""
+def embedded(limit_gb: float) -> Iterator[RedisConfig]:
+    """A private server for one measurement, on a port that nothing uses just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
     config = RedisConfig(port=port, max_memory_gb=limit_gb)
     start_embedded(config)
     try:

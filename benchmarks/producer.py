@@ -13,8 +13,10 @@ waiting   share of a core that each script uses while it waits
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -45,13 +47,12 @@ from benchmarks.harness import (
     workers_of,
     write_json,
 )
-from config import DataConfig, ModelConfig
+from config import DataConfig, ModelConfig, RedisConfig
 from data_processor import load_feature_spec, load_transcript_encoder
 from process_executor import ProcessExecutor
 from recordings import load_recordings
 from worker_pool import Chunk, Recipe, SampleMaker
 
-PORT = 26380
 ALL_ROWS = 693_000
 """Rows of the data set that the project was made for."""
 
@@ -66,6 +67,8 @@ class Settings:
     """File for the figures."""
     rows: tuple[int, int] = (7_000, ALL_ROWS)
     """Lengths of the two manifests."""
+    samples: int = 2_000
+    """Samples after which the memory is read."""
     files: int = 20_000
     """Files to scan."""
     wait_s: float = 20.0
@@ -119,11 +122,10 @@ def measure_manifest(folder: Path, settings: Settings) -> list[Figure]:
     for length in settings.rows:
         manifest, namespace = folder / f"{length}.csv", f"rows{length}"
         write_manifest(manifest, rows, length)
-        flags = script_flags(folder, manifest, PORT, namespace)
-        with embedded(PORT, 0.2) as config, script("prepro_add2radis.py", flags) as producer:
+        with embedded(0.2) as config, producing(folder, manifest, config, namespace) as producer:
             started = time.monotonic()
             first_s = wait_for(config, namespace, lambda status: status.depth > 0) - started
-            wait_for(config, namespace, lambda status: status.tail >= 2000)
+            wait_for(config, namespace, lambda status: status.tail >= settings.samples)
             resident[length] = psutil.Process(producer.pid).memory_info().rss / MIB
             largest = max(worker.memory_info().rss for worker in workers_of(producer.pid)) / MIB
             figures += [
@@ -134,6 +136,13 @@ def measure_manifest(folder: Path, settings: Settings) -> list[Figure]:
             ]
     few, many = settings.rows
     return [*figures, Figure(f"parent, {many} rows / {few} rows", resident[many] / resident[few], "x", at_most=1.1)]
+
+
+def producing(
+    folder: Path, manifest: Path, config: RedisConfig, namespace: str
+) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
+    """The producer's script at work."""
+    return script("prepro_add2radis.py", script_flags(folder, manifest, config.port, namespace))
 
 
 def measure_scan(folder: Path, settings: Settings) -> list[Figure]:
@@ -168,14 +177,14 @@ def measure_scan(folder: Path, settings: Settings) -> list[Figure]:
 def measure_waiting(folder: Path, settings: Settings) -> list[Figure]:
     """CPU share of both scripts: the producer at the memory limit, the trainer without samples."""
     make_clips(folder / "waiting")
-    flags = script_flags(folder, folder / "waiting", PORT, "full")
-    with embedded(PORT, 0.03) as config, script("prepro_add2radis.py", flags) as producer:
+    with embedded(0.03) as config, producing(folder, folder / "waiting", config, "full") as producer:
         wait_for(config, "full", lambda status: status.used_memory_bytes > 0.8 * status.limit_bytes)
         producing = cpu_share(producer.pid, settings.wait_s)
-    flags = script_flags(folder, folder / "waiting", PORT, "empty")
-    with embedded(PORT, 0.03), script("final_training_medium.py", flags) as trainer:
-        time.sleep(20)  # it imports torch and begins to wait for a plan
-        training = cpu_share(trainer.pid, settings.wait_s)
+    with embedded(0.03) as config:
+        flags = script_flags(folder, folder / "waiting", config.port, "empty")
+        with script("final_training_medium.py", flags) as trainer:
+            time.sleep(settings.wait_s)  # it imports torch and begins to wait for a plan
+            training = cpu_share(trainer.pid, settings.wait_s)
     return [
         Figure("producer at the limit", producing, "% of a core"),
         Figure("trainer without a plan", training, "% of a core"),

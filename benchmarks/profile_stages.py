@@ -49,7 +49,6 @@ from redis_server import make_client
 from sample import Sample, encode_sample
 from worker_pool import Recipe, SampleMaker
 
-PORT = 26382
 CHUNK = 32
 OTHER_RATES_HZ = (44_100, 48_000)
 
@@ -213,7 +212,7 @@ def measure_push(folder: Path, recipe: Recipe, rounds: int) -> tuple[list[float]
     """ms per sample of `SampleWriter.push`, and of bare RPUSHes, by CPU time of this process."""
     payloads = SampleMaker(recipe).make_chunk(0, CHUNK).payloads
     pushes, bare = [], []
-    with embedded(PORT, 2.0) as config:
+    with embedded(2.0) as config:
         writer, client = SampleWriter(config, make_card(recipe)), make_client(config)
         tail = writer.open()
         for _ in range(rounds):

@@ -32,7 +32,6 @@ from producer_report import Tally
 from redis_manager import SampleWriter
 from worker_pool import Chunk, Recipe, SampleMaker, WorkerPool
 
-PORT = 26383
 CHUNK = 32
 
 
@@ -100,7 +99,7 @@ def measure_pusher(folder: Path, settings: Settings) -> list[Figure]:
     recipe = clips_recipe(folder, folder / "clips", epochs=1000)
     ready = SampleMaker(recipe).make_chunk(0, CHUNK)
     chunks = settings.pushed // CHUNK
-    with embedded(PORT, 2.0) as config:
+    with embedded(2.0) as config:
         writer, tally = SampleWriter(config, make_card(recipe)), Tally()
         executor = ProcessExecutor(1, _keep, (ready,))
         tail = writer.open()
