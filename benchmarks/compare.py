@@ -24,7 +24,7 @@ import soundfile
 import tyro
 
 from benchmarks.clips import make_clips, read_texts, write_noise
-from benchmarks.harness import Figure, clips_recipe, embedded, make_checkpoint, pinned, race, report, write_json
+from benchmarks.harness import Figure, clips_recipe, embedded, furnish, pinned, race, report, write_json
 from benchmarks.peers.floor import Floor
 from benchmarks.peers.ours import Producer, Worker
 from prepro_add2radis import make_card
@@ -57,7 +57,7 @@ class Bench:
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         self.folder, self.settings = folder, settings
-        self.checkpoint = make_checkpoint(folder)
+        self.checkpoint = furnish(folder)
         self.mean_s = make_clips(folder / "clips")
         self.files, self.texts = sorted((folder / "clips").glob("*.flac")), read_texts(folder / "clips")
         self.recipe = clips_recipe(folder, folder / "clips", epochs=1000)

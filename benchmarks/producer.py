@@ -38,7 +38,7 @@ from benchmarks.harness import (
     clips_recipe,
     cpu_share,
     embedded,
-    make_checkpoint,
+    furnish,
     peak_bytes,
     report,
     script,
@@ -179,15 +179,15 @@ def measure_waiting(folder: Path, settings: Settings) -> list[Figure]:
     make_clips(folder / "waiting")
     with embedded(0.03) as config, producing(folder, folder / "waiting", config, "full") as producer:
         wait_for(config, "full", lambda status: status.used_memory_bytes > 0.8 * status.limit_bytes)
-        producing = cpu_share(producer.pid, settings.wait_s)
+        producer_share = cpu_share(producer.pid, settings.wait_s)
     with embedded(0.03) as config:
         flags = script_flags(folder, folder / "waiting", config.port, "empty")
         with script("final_training_medium.py", flags) as trainer:
             time.sleep(settings.wait_s)  # it imports torch and begins to wait for a plan
-            training = cpu_share(trainer.pid, settings.wait_s)
+            trainer_share = cpu_share(trainer.pid, settings.wait_s)
     return [
-        Figure("producer at the limit", producing, "% of a core"),
-        Figure("trainer without a plan", training, "% of a core"),
+        Figure("producer at the limit", producer_share, "% of a core"),
+        Figure("trainer without a plan", trainer_share, "% of a core"),
     ]
 
 
@@ -204,7 +204,7 @@ def measure(settings: Settings) -> list[Figure]:
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        make_checkpoint(folder)
+        furnish(folder)
         for what in settings.what:
             found = MEASUREMENTS[what](folder, settings)
             report(found)

@@ -38,7 +38,7 @@ import audioaugmentations
 import worker_pool
 from audioaugmentations import AUGMENTATIONS, AudioAugmentations, Choice, Floats, Step
 from benchmarks.clips import make_clips
-from benchmarks.harness import Figure, clips_recipe, embedded, make_checkpoint, pinned, write_json
+from benchmarks.harness import Figure, clips_recipe, embedded, furnish, pinned, write_json
 from data_processor import FeatureSpec, TranscriptEncoder, load_waveform, log_mel
 from noise_sources import NoiseRecordings
 from plan import Plan
@@ -230,7 +230,7 @@ def measure(settings: Settings) -> list[Figure]:
     """Measures all stages, prints the table."""
     with tempfile.TemporaryDirectory() as temporary, pinned():
         folder = Path(temporary)
-        make_checkpoint(folder)
+        furnish(folder)
         make_clips(folder / "clips")
         recipe = clips_recipe(folder, folder / "clips", epochs=1000)
         stages = Stages(folder, recipe, settings.clips)

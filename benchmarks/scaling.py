@@ -25,7 +25,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import tyro
 
 from benchmarks.clips import make_clips
-from benchmarks.harness import Figure, clips_recipe, embedded, make_checkpoint, pinned, race, report, write_json
+from benchmarks.harness import Figure, clips_recipe, embedded, furnish, pinned, race, report, write_json
 from prepro_add2radis import make_card
 from process_executor import ProcessExecutor
 from producer_report import Tally
@@ -145,7 +145,7 @@ def measure(settings: Settings) -> list[Figure]:
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        make_checkpoint(folder)
+        furnish(folder)
         make_clips(folder / "clips")
         for what in settings.what:
             found = MEASUREMENTS[what](folder, settings)
