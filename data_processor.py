@@ -19,6 +19,7 @@ import soxr
 from tokenizers import Tokenizer
 
 from config import DataConfig, ModelConfig, UserError
+from flac_decoder import open_mono_flac
 
 LOG_FLOOR = -10.0
 """log10 of the smallest mel energy that counts. Source: `WhisperFeatureExtractor` (clamp at 1e-10)."""
@@ -122,19 +123,11 @@ def load_waveform(path: str | os.PathLike[str], spec: FeatureSpec, data: DataCon
     Raises:
         RecordingError: the file is missing, unreadable, truncated, too short, too long, or holds NaN or infinity.
     """
-    try:
-        with soundfile.SoundFile(path) as file:
-            sampling_rate, frames = file.samplerate, file.frames
-            check_duration(frames / sampling_rate, spec, data)
-            # 16-bit audio as it is: a tenth faster to decode, and scaled to floats below all the same.
-            whole_numbers = file.subtype == "PCM_16" and file.channels == 1
-            channels = file.read(dtype="int16" if whole_numbers else "float32", always_2d=True)
-    except (OSError, RuntimeError) as error:  # LibsndfileError is a RuntimeError
-        raise RecordingError(why_unreadable(path, error)) from error
-    if len(channels) < frames - TRUNCATION_TOLERANCE_S * sampling_rate:
-        found_s, expected_s = len(channels) / sampling_rate, frames / sampling_rate
+    waveform, sampling_rate, frames = _decode(path, spec, data)
+    if len(waveform) < frames - TRUNCATION_TOLERANCE_S * sampling_rate:
+        found_s, expected_s = len(waveform) / sampling_rate, frames / sampling_rate
         raise RecordingError(f"truncated: {found_s:.2f} s of audio where the header says {expected_s:.2f} s")
-    waveform = channels[:, 0] if channels.shape[1] == 1 else channels.mean(axis=1)
+    whole_numbers = waveform.dtype == np.int16
     if sampling_rate != spec.sampling_rate:
         if whole_numbers:
             waveform, whole_numbers = waveform / np.float32(FULL_SCALE), False
@@ -146,6 +139,30 @@ def load_waveform(path: str | os.PathLike[str], spec: FeatureSpec, data: DataCon
         raise RecordingError("holds samples that are not numbers (NaN or infinity)")
     level = peak if peak > full or (data.peak_normalize and peak > 0.0) else full
     return np.divide(waveform, np.float32(level))
+
+
+def _decode(path: str | os.PathLike[str], spec: FeatureSpec, data: DataConfig) -> tuple[np.ndarray, int, int]:
+    """Decodes a file to one channel.
+
+    Returns:
+        Its samples, float32, or int16 where the file has whole numbers of 16 bits in one channel; its sampling rate;
+        and how many samples its header promises.
+    """
+    flac = open_mono_flac(path)
+    if flac:
+        check_duration(flac.frames / flac.sampling_rate, spec, data)
+        samples = flac.decode()
+        if samples is not None:
+            return samples, flac.sampling_rate, flac.frames
+    try:
+        with soundfile.SoundFile(path) as file:
+            check_duration(file.frames / file.samplerate, spec, data)
+            whole_numbers = file.subtype == "PCM_16" and file.channels == 1
+            channels = file.read(dtype="int16" if whole_numbers else "float32", always_2d=True)
+            waveform = channels[:, 0] if file.channels == 1 else channels.mean(axis=1)
+            return waveform, file.samplerate, file.frames
+    except (OSError, RuntimeError) as error:  # LibsndfileError is a RuntimeError
+        raise RecordingError(why_unreadable(path, error)) from error
 
 
 def check_duration(duration_s: float, spec: FeatureSpec, data: DataConfig) -> None:

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 LAYERS = [
     ["config"],
+    ["flac_decoder"],
     ["command_line", "rejected_report", "process_executor", "manifest", "data_processor", "sample", "progress"],
     ["speech_enhancement", "noise_sources", "room_acoustics", "time_stretch", "embedded_redis"],
     ["audioaugmentations", "recordings", "redis_server"],

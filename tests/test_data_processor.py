@@ -151,6 +151,23 @@ def test_whole_numbers_are_decoded_as_floats_are(tmp_path, sampling_rate, peak_n
     np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize(("channels", "subtype"), [(1, "PCM_16"), (2, "PCM_16"), (1, "PCM_24"), (1, "PCM_S8")])
+def test_every_kind_of_flac_decodes_to_what_libsndfile_gives(write_recording, channels, subtype):
+    path = write_recording("a.flac", 1.5, 16_000, channels=channels, subtype=subtype)
+    expected = soundfile.read(path, dtype="float32", always_2d=True)[0].mean(axis=1)
+    waveform = load_waveform(path, SPECS[80], DataConfig(peak_normalize=False))
+    np.testing.assert_allclose(waveform, expected, atol=1e-7)
+
+
+def test_flac_with_a_damaged_middle_is_refused(tmp_path):
+    soundfile.write(tmp_path / "a.flac", tone(4.0), 16_000)
+    damaged = bytearray((tmp_path / "a.flac").read_bytes())
+    damaged[len(damaged) // 2 : len(damaged) // 2 + 2000] = bytes(range(200)) * 10
+    (tmp_path / "a.flac").write_bytes(damaged)
+    with pytest.raises(RecordingError, match=r"truncated|not readable"):
+        load_waveform(tmp_path / "a.flac", SPECS[80], DATA)
+
+
 def test_silence_stays_silence(tmp_path):
     soundfile.write(tmp_path / "silence.wav", np.zeros(16_000), 16_000)
     assert not load_waveform(tmp_path / "silence.wav", SPECS[80], DATA).any()
