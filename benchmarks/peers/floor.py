@@ -1,7 +1,8 @@
-"""The floor: what no producer on these clips can do without. Decode the file, take one log-mel over the real frames.
+"""The floor: one core that only decodes the clips and takes one log-mel over the real frames.
 
-libsndfile's decoder (16-bit files as they are, which is fastest), and the fastest log-mel at hand: float32 throughout,
-frames in blocks that stay in the cache, no guard against rounding (so not exact enough for samples).
+libsndfile's decoder (16-bit files as they are, which is its fastest way; this project's own for such files is faster),
+and the fastest log-mel at hand: float32 throughout, frames in blocks that stay in the cache, no guard against rounding,
+so not exact enough for samples.
 """
 
 from __future__ import annotations
