@@ -6,6 +6,7 @@ files, and those that are not in order, are libsndfile's, which also finds the w
 
 from __future__ import annotations
 
+import io
 import os
 from dataclasses import dataclass
 
@@ -40,8 +41,11 @@ class MonoFlac:
             return None
 
 
-def open_mono_flac(path: str | os.PathLike[str]) -> MonoFlac | None:
+def open_mono_flac(source: str | os.PathLike[str] | io.BytesIO) -> MonoFlac | None:
     """Reads a file whole if it is one of the kind, by its header.
+
+    Args:
+        source: a path, or a file's bytes, read from their beginning; they are left where they stood.
 
     Returns:
         None for any other file, for one without a length in its header, and where there is none.
@@ -49,7 +53,7 @@ def open_mono_flac(path: str | os.PathLike[str]) -> MonoFlac | None:
     Source: RFC 9639, "Free Lossless Audio Codec", sections 6 and 8.2: the marker, then the block STREAMINFO.
     """
     try:
-        with open(path, "rb") as file:
+        with io.BytesIO(source.getvalue()) if isinstance(source, io.BytesIO) else open(source, "rb") as file:
             header = file.read(_HEADER_BYTES)
             if len(header) < _HEADER_BYTES or header[:4] != b"fLaC" or header[4] & 0x7F:
                 return None

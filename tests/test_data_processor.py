@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import struct
 import subprocess
@@ -24,6 +25,7 @@ from data_processor import (
     load_waveform,
     log_mel,
 )
+from flac_decoder import open_mono_flac
 from tests.conftest import DIGITS, tone
 
 SPECS = {bins: FeatureSpec(bins, 16000, 400, 160, 30) for bins in (80, 128)}
@@ -157,6 +159,14 @@ def test_every_kind_of_flac_decodes_to_what_libsndfile_gives(write_recording, ch
     expected = soundfile.read(path, dtype="float32", always_2d=True)[0].mean(axis=1)
     waveform = load_waveform(path, SPECS[80], DataConfig(peak_normalize=False))
     np.testing.assert_allclose(waveform, expected, atol=1e-7)
+
+
+def test_flac_in_memory_decodes_as_the_file_does(write_recording):
+    path = write_recording("a.flac", 1.5, 16_000)
+    data = io.BytesIO(path.read_bytes())
+    found = open_mono_flac(data).decode()
+    np.testing.assert_array_equal(found, soundfile.read(path, dtype="int16")[0])
+    assert data.tell() == 0
 
 
 def test_flac_with_a_damaged_middle_is_refused(tmp_path):
