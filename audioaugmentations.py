@@ -13,21 +13,20 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-import python_stretch
-import scipy.fft
 import soxr
 from numpy.typing import NDArray
 
 from config import AudioAugmentationConfig
 from noise_sources import SILENCE_RMS, NoiseRecordings, color_noise, list_noise_files, rms
-from room_acoustics import BANK_VERSION, DIRECT_TAP, load_room_bank
+from room_acoustics import BANK_VERSION, Room, load_room_bank
 from speech_enhancement import reduce_noise
+from time_stretch import stretch, stretched_samples
 
 logger = logging.getLogger(__name__)
 
@@ -46,14 +45,11 @@ AUGMENTATIONS = {
 """Name → its probability's field. The order is that of the rotation and, where several are applied, of the way that
 sound takes: the speaker, the room, its noise, the microphone, the software behind it, the features."""
 
-VERSION = 1
+VERSION = 2
 """Raise it when a change makes other samples from the same configuration: queues of the old kind are then refused."""
 
-_STRETCH_BLOCK_S = 0.0425
-"""Block of the time stretching, twice its hop. Measured on speech: as near to the original as the library's preset of
-0.12 s, which is made for music, in half of the time."""
-_GREAT_STRETCH = 0.6
-"""Up to this factor the preset it is: short blocks lose the phases of partials, which fade by up to 15 dB."""
+_LARGEST_DENOMINATOR = 100
+"""Of a pitch shift's ratio."""
 _LONGEST_TIME_MASK = 0.2
 """All time masks together cover at most this share of the frames."""
 _WIDEST_FREQ_MASK = 0.5
@@ -65,38 +61,21 @@ def change_speed(waveform: Floats, factor: float, sample_rate: int) -> Floats:
 
     Args:
         factor: 1.25 is a quarter faster.
-
-    Source: Signalsmith Stretch (python_stretch), which `audiomentations.TimeStretch` runs, with a seed and shorter
-    blocks.
     """
-    return _within_range(_stretch(waveform, factor, sample_rate))
-
-
-def stretched_samples(samples: int, factor: float) -> int:
-    """Samples after a change of speed: samples / factor, a half rounded up."""
-    return math.floor(samples / factor + 0.5)
+    return _within_range(stretch(waveform, factor, sample_rate))
 
 
 def shift_pitch(waveform: Floats, semitones: float, sample_rate: int) -> Floats:
-    """Shifts the pitch at constant tempo, by stretching and then resampling.
-
-    The stretching library can transpose by itself, as `audiomentations.PitchShift` lets it do; measured on harmonic
-    tones, that is 36 cents off, and up to 140 with blocks that suit speech; this way less than 1.
-    """
-    ratio = 2 ** (semitones / 12)
-    stretched = _stretch(waveform, 1 / ratio, sample_rate)
-    return _within_range(_fit(soxr.resample(stretched, sample_rate * ratio, sample_rate), len(waveform)))
+    """Shifts the pitch at constant tempo, by stretching and then resampling. Good to a quarter of a cent."""
+    # As a ratio of small numbers, which is resampled three times as fast as one without end.
+    ratio = Fraction(2 ** (semitones / 12)).limit_denominator(_LARGEST_DENOMINATOR)
+    stretched = stretch(waveform, 1 / float(ratio), sample_rate)
+    return _within_range(_fit(soxr.resample(stretched, ratio.numerator, ratio.denominator), len(waveform)))
 
 
-def add_far_field(waveform: Floats, response: Floats) -> Floats:
-    """What a distant microphone hears: the same words at the same time and level, with the room's reverberation.
-
-    Args:
-        response: impulse response, float32 [taps], with the direct sound at `DIRECT_TAP`.
-    """
-    length = scipy.fft.next_fast_len(len(waveform) + len(response) - 1, real=True)
-    spectrum = scipy.fft.rfft(waveform, length) * scipy.fft.rfft(response, length)
-    heard = scipy.fft.irfft(spectrum, length)[DIRECT_TAP : DIRECT_TAP + len(waveform)]
+def add_far_field(waveform: Floats, room: Room) -> Floats:
+    """What a distant microphone hears: the same words at the same time and level, with the room's reverberation."""
+    heard = room.reverberate(waveform)
     level = rms(heard)
     return _within_range(heard * np.float32(rms(waveform) / level)) if level > SILENCE_RMS else waveform.copy()
 
@@ -310,21 +289,10 @@ def _options(config: AudioAugmentationConfig, name: str) -> Sequence[tuple[float
     return [(float(value),) for value in values[name]] if name in values else [()]
 
 
-def _room_bank(config: AudioAugmentationConfig, cache_dir: Path) -> dict[float, list[Floats]]:
+def _room_bank(config: AudioAugmentationConfig, cache_dir: Path) -> dict[float, list[Room]]:
     distances_m = [float(distance) for distance in config.far_field_distances]
-    return load_room_bank(cache_dir, distances_m, config.far_field_rooms, config.sample_rate)
-
-
-def _stretch(waveform: Floats, factor: float, sample_rate: int) -> Floats:
-    stretch = python_stretch.Signalsmith.Stretch(0)  # a seed: great stretches draw random phases
-    if factor > _GREAT_STRETCH:
-        hop = round(_STRETCH_BLOCK_S * sample_rate / 2)
-        stretch.configure(1, 2 * hop, hop)
-    else:
-        stretch.preset(1, sample_rate)
-    stretch.setTimeFactor(factor)
-    stretched = np.asarray(stretch.process(np.ascontiguousarray(waveform)[np.newaxis]))[0]
-    return _fit(stretched, stretched_samples(len(waveform), factor))  # the library divides in float32
+    bank = load_room_bank(cache_dir, distances_m, config.far_field_rooms, config.sample_rate)
+    return {distance_m: [Room(response) for response in responses] for distance_m, responses in bank.items()}
 
 
 def _add_noise(waveform: Floats, noise: Floats, ratio: float) -> Floats:

@@ -9,6 +9,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,9 @@ NOISE_EXPONENTS = {"white": 0.0, "pink": -0.5, "brown": -1.0, "blue": 0.5, "viol
 """Amplitude of the noise colours ~ frequency ** exponent: 0, -3, -6, +3 and +6 dB per octave."""
 LOWEST_NOISE_HZ = 50.0
 """Coloured noise begins here: below, pink and brown noise would spend their energy where nobody listens."""
+LOOP_SAMPLES = 2**19
+"""Length of a colour's loop: 33 s at 16 kHz, 2 MB."""
+LOOP_SEED = 1
 SILENCE_RMS = 1e-6
 """A level (-120 dB) below which there is nothing to measure noise against."""
 SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64"})
@@ -46,19 +50,33 @@ def rms(waveform: Floats) -> float:
 
 
 def color_noise(samples: int, color: str, sample_rate: int, rng: np.random.Generator) -> Floats:
-    """Gaussian noise of RMS 1 with the slope of its colour from 50 Hz to half of the sampling rate, float32 [samples].
+    """Gaussian noise with the slope of its colour from 50 Hz to half of the sampling rate, float32 [samples], RMS 1.
 
-    Made in the frequency domain: one inverse transform, and the slope is exact.
+    A stretch, from a random sample on, of a loop of half a minute that each process makes once per colour: drawing
+    random numbers for every clip would cost ten times as much.
     """
-    length = scipy.fft.next_fast_len(samples, real=True)
-    lowest = math.ceil(LOWEST_NOISE_HZ * length / sample_rate)
-    bins = np.arange(lowest, length // 2 + 1, dtype=np.float32)
-    spectrum = np.zeros(length // 2 + 1, dtype=np.complex64)
-    spectrum[lowest:] = rng.standard_normal((len(bins), 2), dtype=np.float32).view(np.complex64)[:, 0]
-    if NOISE_EXPONENTS[color]:
-        spectrum[lowest:] *= bins ** np.float32(NOISE_EXPONENTS[color])
-    noise = scipy.fft.irfft(spectrum, length)[:samples]
+    loop = _noise_loop(color, sample_rate)
+    start = int(rng.integers(len(loop)))
+    noise = loop[start : start + samples]
+    if len(noise) < samples:
+        noise = np.resize(np.concatenate([noise, loop[:start]]), samples)
     return noise / np.float32(rms(noise))
+
+
+@lru_cache
+def _noise_loop(color: str, sample_rate: int) -> Floats:
+    """Noise that goes on from its end at its beginning, float32 [`LOOP_SAMPLES`].
+
+    Made in the frequency domain: one inverse transform, the slope is exact, and the ends meet.
+    """
+    rng = np.random.default_rng((LOOP_SEED, list(NOISE_EXPONENTS).index(color)))
+    lowest = math.ceil(LOWEST_NOISE_HZ * LOOP_SAMPLES / sample_rate)
+    bins = np.arange(lowest, LOOP_SAMPLES // 2 + 1, dtype=np.float32)
+    spectrum = np.zeros(LOOP_SAMPLES // 2 + 1, dtype=np.complex64)
+    spectrum[lowest:] = rng.standard_normal((len(bins), 2), dtype=np.float32).view(np.complex64)[:, 0]
+    spectrum[lowest:] *= bins ** np.float32(NOISE_EXPONENTS[color])
+    noise = scipy.fft.irfft(spectrum, LOOP_SAMPLES)
+    return np.asarray(noise / np.float32(rms(noise)))
 
 
 @dataclass(frozen=True)

@@ -66,8 +66,8 @@ def encode_sample(sample: Sample) -> bytes:
 
     Source: the safetensors format: length of the header (uint64, little-endian), header (JSON, padded to 8), tensors.
     """
-    features = np.ascontiguousarray(sample.input_features)
-    end = features.nbytes + sample.labels.nbytes
+    features, labels = (np.ascontiguousarray(tensor) for tensor in (sample.input_features, sample.labels))
+    end = features.nbytes + labels.nbytes
     header = {
         "__metadata__": {
             "crc32": "0" * CRC_DIGITS,
@@ -84,17 +84,16 @@ def encode_sample(sample: Sample) -> bytes:
             "data_offsets": [0, features.nbytes],
         },
         "labels": {
-            "dtype": SAFETENSORS_NAMES[sample.labels.dtype],
-            "shape": sample.labels.shape,
+            "dtype": SAFETENSORS_NAMES[labels.dtype],
+            "shape": labels.shape,
             "data_offsets": [features.nbytes, end],
         },
     }
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    tensors = features.tobytes(), sample.labels.tobytes()
     begin = len(text).to_bytes(8, "little") + OPENING
     rest = text[CRC_START - 8 + CRC_DIGITS :]
-    return b"".join((begin, _checksum(begin, rest, *tensors), rest, *tensors))
+    return b"".join((begin, _checksum(begin, rest, features.data, labels.data), rest, features.data, labels.data))
 
 
 def _checksum(*parts: bytes | memoryview) -> bytes:

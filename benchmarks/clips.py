@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-DIGITS = Path(__file__).resolve().parent.parent / "examples" / "digits" / "train"
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+DIGITS = EXAMPLES / "digits" / "train"
+NOISE = EXAMPLES / "noise"
 SAMPLING_RATE = 16000
 CLIPS = 200
 
@@ -38,9 +40,26 @@ def make_clips(folder: Path, low_s: float = 3.0, high_s: float = 5.0) -> float:
     return float(durations.mean())
 
 
+def read_texts(folder: Path) -> list[str]:
+    """Transcripts of the clips that `make_clips` wrote, in the order of their names."""
+    with (folder / "metadata.csv").open(encoding="utf-8") as file:
+        return [row["text"] for row in csv.DictReader(file)]
+
+
 def write_manifest(path: Path, rows: list[dict[str, str]], length: int) -> None:
     """Writes a manifest of `length` rows, repeating `rows` under ids of their own."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["id", *rows[0]])
         writer.writeheader()
         writer.writerows({"id": f"r{number}", **rows[number % len(rows)]} for number in range(length))
+
+
+def write_noise(folder: Path) -> list[Path]:
+    """Copies the noise to WAV files of 30 s, for peers that read it anew for each clip; returns their paths."""
+    folder.mkdir()
+    written = []
+    for path in sorted(NOISE.glob("*.ogg")):
+        noise, rate = soundfile.read(path, dtype="float32")
+        soundfile.write(folder / f"{path.stem}.wav", np.resize(noise, 30 * rate), rate)
+        written.append(folder / f"{path.stem}.wav")
+    return written

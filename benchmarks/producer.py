@@ -1,236 +1,221 @@
-"""What the README promises of the producer, measured on this machine.
+"""What the producer costs before its first sample, and while it waits.
 
     python benchmarks/producer.py            # all, as a table; --json FILE writes the figures as well
-    python benchmarks/producer.py worker     # one of: worker, memory, manifest, waiting
+    python benchmarks/producer.py scan       # some of: worker, manifest, scan, waiting
 
-worker    samples/s of one worker on one core: all eight augmentations in turn, and the originals; 3 to 5 s clips
-memory    Redis memory per sample of 4.7 s mean
-manifest  time to the first sample and the producer's memory, with 7,000 and with 693,000 rows
+worker    time from starting a worker process to its first sample, and its memory after a round of all augmentations
+manifest  time to the first sample and the memory of parent and worker, with 7,000 and with 693,000 rows
+scan      time to check 20,000 files whose durations the manifest does not give, and to find the result again. The files
+          are real, small and just written, so they come from the system's cache; reading the headers of files that lie
+          on a cold disk or on a network takes what that takes
 waiting   share of a core that each script uses while it waits
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import statistics
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[name] = "1"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import psutil
 import tyro
 
-from benchmarks.clips import make_clips, write_manifest
-from config import AudioAugmentationConfig, Config, DataConfig, ModelConfig, RedisConfig
+from benchmarks.clips import CLIPS, make_clips, write_manifest
+from benchmarks.harness import (
+    MIB,
+    Figure,
+    clips_recipe,
+    cpu_share,
+    embedded,
+    furnish,
+    peak_bytes,
+    report,
+    script,
+    script_flags,
+    wait_for,
+    workers_of,
+    write_json,
+)
+from config import DataConfig, ModelConfig, RedisConfig
 from data_processor import load_feature_spec, load_transcript_encoder
-from embedded_redis import start_embedded, stop_embedded
+from process_executor import ProcessExecutor
 from recordings import load_recordings
-from redis_manager import QueueStatus, SampleWriter
-from sample_queue import open_queue
-from worker_pool import Recipe, SampleMaker, make_recipe
+from worker_pool import Chunk, Recipe, SampleMaker
 
-MIB = 2**20
-PORT = 26380
+ALL_ROWS = 693_000
+"""Rows of the data set that the project was made for."""
 
 
 @dataclass
 class Settings:
     """What the command line sets."""
 
-    what: tyro.conf.Positional[tuple[str, ...]] = ("worker", "memory", "manifest", "waiting")
+    what: tyro.conf.Positional[tuple[str, ...]] = ("worker", "manifest", "scan", "waiting")
     """Which figures to measure."""
     json: Path | None = None
     """File for the figures."""
-    rounds: int = field(default=5)
-    """Repetitions of the worker's measurement, each of 512 samples; the median counts."""
+    rows: tuple[int, int] = (7_000, ALL_ROWS)
+    """Lengths of the two manifests."""
+    samples: int = 2_000
+    """Samples after which the memory is read."""
+    files: int = 20_000
+    """Files to scan."""
+    wait_s: float = 20.0
+    """How long the scripts are watched while they wait."""
 
 
-def clips_recipe(folder: Path, clips: Path) -> Recipe:
-    """A recipe over clips with Whisper's own window, noise files included."""
-    config = Config(
-        data=DataConfig(train_manifest=str(clips), cache_dir=str(folder / "cache")),
-        model=ModelConfig(model_name=str(folder / "checkpoint"), language="English"),
-        audio_augmentation=AudioAugmentationConfig(bg_noise_file_list=[str(ROOT / "examples" / "noise")]),
-    )
-    spec, encoder = load_feature_spec(config.model.model_name), load_transcript_encoder(config.model)
-    recordings = load_recordings(str(clips), config.data, spec, encoder, report=folder / "rejected.jsonl", processes=0)
-    return make_recipe(config, recordings, spec, encoder)
-
-
-def measure_worker(folder: Path, settings: Settings) -> dict[str, float]:
-    """Samples/s of one worker, pinned to one core."""
+def measure_worker(folder: Path, settings: Settings) -> list[Figure]:
+    """Start-up and memory of one worker process, and whether it imports torch."""
     make_clips(folder / "clips")
-    maker = SampleMaker(clips_recipe(folder, folder / "clips"))
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})
-    maker.make_chunk(0, 128)  # fills caches, decodes the noise
-    rates = []
-    for number in range(settings.rounds):
-        started = time.perf_counter()
-        maker.make_chunk(128 + 256 * number, 128 + 256 * number + 512)
-        rates.append(512 / (time.perf_counter() - started))
-    os.sched_setaffinity(0, cores)
-    return {"samples/s, median": statistics.median(rates), "samples/s, min": min(rates), "samples/s, max": max(rates)}
+    recipe = clips_recipe(folder, folder / "clips")
+    started = time.perf_counter()
+    executor = ProcessExecutor(1, _start, (recipe,))
+    try:
+        executor.submit(_make, 0, 1).result()
+        first_s = time.perf_counter() - started
+        executor.submit(_make, 0, 512).result()
+        memory_bytes, torch_imported = executor.submit(_describe).result()
+    finally:
+        executor.shutdown()
+    return [
+        Figure("worker's start-up to its first sample", first_s, "s", at_most=2.5),
+        Figure("worker's memory after 512 samples", memory_bytes / MIB, "MB", at_most=350),
+        Figure("workers that have imported torch", torch_imported, "", at_most=0),
+    ]
 
 
-def measure_memory(folder: Path, settings: Settings) -> dict[str, float]:
-    """Redis memory per sample, all overheads in."""
-    mean_s = make_clips(folder / "clips 4.7 s", 2.7, 6.7)
-    recipe = clips_recipe(folder, folder / "clips 4.7 s")
-    maker = SampleMaker(recipe)
-    with embedded(0.2) as config:
-        from prepro_add2radis import make_card
-
-        writer = SampleWriter(config, make_card(recipe))
-        tail, empty = writer.open(), writer.status().used_memory_bytes
-        while tail < 1024:
-            tail = writer.push(tail, maker.make_chunk(tail, tail + 32).payloads)
-        used = writer.status().used_memory_bytes - empty
-        writer.close()
-    return {"mean clip, s": mean_s, "kB per sample": used / tail / 1000}
+_maker: SampleMaker | None = None
+"""In a worker process: its own."""
 
 
-def measure_manifest(folder: Path, settings: Settings) -> dict[str, float]:
+def _start(recipe: Recipe) -> None:
+    global _maker
+    _maker = SampleMaker(recipe)
+
+
+def _make(start: int, stop: int) -> Chunk:
+    if _maker is None:
+        raise RuntimeError("this process is no worker")
+    return _maker.make_chunk(start, stop)
+
+
+def _describe() -> tuple[int, int]:
+    return psutil.Process().memory_info().rss, int("torch" in sys.modules)
+
+
+def measure_manifest(folder: Path, settings: Settings) -> list[Figure]:
     """The producer's start and memory with a short and a long manifest."""
     make_clips(folder / "rows")
-    rows = [{"audio": f"rows/{n:04}.flac", "text": "আমি বাংলায় গান গাই " * 2, "duration": "4.000"} for n in range(200)]
-    figures = {}
-    for length in (7_000, 693_000):
-        manifest = folder / f"{length}.csv"
+    rows = [{"audio": f"rows/{n:04}.flac", "text": "আমি বাংলায় গান গাই " * 2, "duration": "4.000"} for n in range(CLIPS)]
+    figures, resident = [], {}
+    for length in settings.rows:
+        manifest, namespace = folder / f"{length}.csv", f"rows{length}"
         write_manifest(manifest, rows, length)
-        flags = script_flags(folder, manifest, namespace=f"rows{length}")
-        with embedded(0.2) as config, script("prepro_add2radis.py", flags) as producer:
+        with embedded(0.2) as config, producing(folder, manifest, config, namespace) as producer:
             started = time.monotonic()
-            first_s = wait_for(config, f"rows{length}", lambda status: status.depth > 0) - started
-            wait_for(config, f"rows{length}", lambda status: status.tail >= 2000)
-            parent = psutil.Process(producer.pid)
-            figures[f"first sample after s, {length} rows"] = first_s
-            figures[f"parent MB, {length} rows"] = parent.memory_info().rss / MIB
-            workers = [
-                child.memory_info().rss for child in parent.children() if "spawn_main" in " ".join(child.cmdline())
+            first_s = wait_for(config, namespace, lambda status: status.depth > 0) - started
+            wait_for(config, namespace, lambda status: status.tail >= settings.samples)
+            resident[length] = psutil.Process(producer.pid).memory_info().rss / MIB
+            largest = max(worker.memory_info().rss for worker in workers_of(producer.pid)) / MIB
+            figures += [
+                Figure(f"first sample after, {length} rows", first_s, "s"),
+                Figure(f"parent, {length} rows", resident[length], "MB"),
+                Figure(f"parent's peak, {length} rows", peak_bytes(producer.pid) / MIB, "MB"),
+                Figure(f"largest worker, {length} rows", largest, "MB", at_most=350),
             ]
-            figures[f"largest worker MB, {length} rows"] = max(workers) / MIB
-            figures[f"parent peak MB, {length} rows"] = peak_bytes(producer.pid) / MIB
-    return figures
+    few, many = settings.rows
+    return [*figures, Figure(f"parent, {many} rows / {few} rows", resident[many] / resident[few], "x", at_most=1.1)]
 
 
-def measure_waiting(folder: Path, settings: Settings) -> dict[str, float]:
+def producing(
+    folder: Path, manifest: Path, config: RedisConfig, namespace: str
+) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
+    """The producer's script at work."""
+    return script("prepro_add2radis.py", script_flags(folder, manifest, config.port, namespace))
+
+
+def measure_scan(folder: Path, settings: Settings) -> list[Figure]:
+    """A scan that reads every file's header, and the second start."""
+    make_clips(folder / "some", 0.5, 1.0)
+    (folder / "many").mkdir()
+    some = sorted((folder / "some").glob("*.flac"))
+    for number in range(settings.files):
+        shutil.copyfile(some[number % len(some)], folder / "many" / f"{number:06}.flac")
+    manifest = folder / "many" / "metadata.csv"
+    write_manifest(
+        manifest, [{"audio": f"{n:06}.flac", "text": "one two"} for n in range(settings.files)], settings.files
+    )
+    model = ModelConfig(model_name=str(folder / "checkpoint"), language="English")
+    spec, encoder = load_feature_spec(model.model_name), load_transcript_encoder(model)
+    data, seconds = DataConfig(train_manifest=str(manifest), cache_dir=str(folder / "scan cache")), []
+    for _ in range(2):
+        started = time.perf_counter()
+        found = load_recordings(
+            str(manifest), data, spec, encoder, report=folder / "rejected.jsonl", processes=os.cpu_count() or 1
+        )
+        seconds.append(time.perf_counter() - started)
+    if len(found) != settings.files:
+        raise RuntimeError(f"{len(found)} of {settings.files} files are usable")
+    return [
+        Figure(f"scan of {settings.files} files", seconds[0], "s"),
+        Figure(f"the same, extrapolated to {ALL_ROWS} files", seconds[0] * ALL_ROWS / settings.files / 60, "minutes"),
+        Figure("second start, from the cache", seconds[1], "s"),
+    ]
+
+
+def measure_waiting(folder: Path, settings: Settings) -> list[Figure]:
     """CPU share of both scripts: the producer at the memory limit, the trainer without samples."""
     make_clips(folder / "waiting")
-    figures = {}
-    flags = script_flags(folder, folder / "waiting", namespace="full")
-    with embedded(0.03) as config, script("prepro_add2radis.py", flags) as producer:
+    with embedded(0.03) as config, producing(folder, folder / "waiting", config, "full") as producer:
         wait_for(config, "full", lambda status: status.used_memory_bytes > 0.8 * status.limit_bytes)
-        figures["producer at the limit, % of a core"] = cpu_share(producer.pid)
-    flags = script_flags(folder, folder / "waiting", namespace="empty")
-    with embedded(0.03), script("final_training_medium.py", flags) as trainer:
-        time.sleep(20)  # it imports torch and begins to wait for a plan
-        figures["trainer without a plan, % of a core"] = cpu_share(trainer.pid)
-    return figures
-
-
-def script_flags(folder: Path, manifest: Path, namespace: str) -> list[str]:
-    """Flags of both scripts for the benchmark's server."""
+        producer_share = cpu_share(producer.pid, settings.wait_s)
+    with embedded(0.03) as config:
+        flags = script_flags(folder, folder / "waiting", config.port, "empty")
+        with script("final_training_medium.py", flags) as trainer:
+            time.sleep(settings.wait_s)  # it imports torch and begins to wait for a plan
+            trainer_share = cpu_share(trainer.pid, settings.wait_s)
     return [
-        f"--redis.port={PORT}", f"--redis.namespace={namespace}", "--redis.max_memory_gb=0.2",
-        f"--data.train_manifest={manifest}", f"--data.cache_dir={folder / 'cache'}", "--data.num_workers=1",
-        f"--model.model_name={folder / 'checkpoint'}", "--model.language=English",
-        f"--model.output_dir={folder / 'out'}",
-        f"--audio_augmentation.bg_noise_file_list={ROOT / 'examples' / 'noise'}",
-    ]  # fmt: skip
-
-
-@contextlib.contextmanager
-def embedded(limit_gb: float) -> Iterator[RedisConfig]:
-    """A private server for one measurement."""
-    config = RedisConfig(port=PORT, max_memory_gb=limit_gb)
-    start_embedded(config)
-    try:
-        yield config
-    finally:
-        stop_embedded(config)
-
-
-@contextlib.contextmanager
-def script(name: str, flags: list[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """One of the scripts as a process, ended afterwards."""
-    with (
-        tempfile.TemporaryFile() as log,
-        subprocess.Popen([sys.executable, name, *flags], cwd=ROOT, stdout=log, stderr=log) as process,
-    ):
-        try:
-            yield process
-        finally:
-            process.terminate()
-            process.wait()
-
-
-def wait_for(config: RedisConfig, namespace: str, condition: object, timeout_s: float = 300.0) -> float:
-    """Waits until the queue's status satisfies `condition`. Returns the time, as `time.monotonic` counts it."""
-    assert callable(condition)
-    queue = open_queue(RedisConfig(port=config.port, max_memory_gb=config.max_memory_gb, namespace=namespace))
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        status: QueueStatus = queue.status()
-        if condition(status):
-            return time.monotonic()
-        time.sleep(0.05)
-    raise TimeoutError(f"namespace {namespace} did not get there in {timeout_s} s: {status}")
-
-
-def cpu_share(pid: int, seconds: float = 20.0) -> float:
-    """Per cent of one core that a process and its children use."""
-
-    def used() -> float:
-        family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-        return sum(sum(process.cpu_times()[:2]) for process in family if "redis-server" not in process.name())
-
-    before = used()
-    time.sleep(seconds)
-    return 100 * (used() - before) / seconds
-
-
-def peak_bytes(pid: int) -> int:
-    """Largest resident size that a process ever had."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+        Figure("producer at the limit", producer_share, "% of a core"),
+        Figure("trainer without a plan", trainer_share, "% of a core"),
+    ]
 
 
 MEASUREMENTS = {
     "worker": measure_worker,
-    "memory": measure_memory,
     "manifest": measure_manifest,
+    "scan": measure_scan,
     "waiting": measure_waiting,
 }
 
 
-def main() -> None:
+def measure(settings: Settings) -> list[Figure]:
     """Measures and prints."""
-    settings = tyro.cli(Settings, description=__doc__)
-    figures = {}
+    figures: list[Figure] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        make = [sys.executable, "examples/make_tiny_checkpoint.py", "--manifest", "examples/digits/train/metadata.csv"]
-        window = ["--chunk_length", "30", "--output", str(folder / "checkpoint")]
-        subprocess.run([*make, *window], cwd=ROOT, check=True, capture_output=True)
+        furnish(folder)
         for what in settings.what:
-            figures[what] = MEASUREMENTS[what](folder, settings)
-            for name, value in figures[what].items():
-                print(f"{what:<10}{name:<45}{value:>10.2f}", flush=True)
-    if settings.json:
-        settings.json.parent.mkdir(parents=True, exist_ok=True)
-        settings.json.write_text(json.dumps(figures, indent=2) + "\n")
+            found = MEASUREMENTS[what](folder, settings)
+            report(found)
+            figures += found
+    return figures
+
+
+def main() -> None:
+    """Measures, prints, writes."""
+    settings = tyro.cli(Settings, description=__doc__)
+    write_json(measure(settings), settings.json)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 LAYERS = [
-    ["config", "audio_file"],
+    ["config", "audio_file", "flac_decoder"],
     ["command_line", "rejected_report", "process_executor", "manifest", "data_processor", "sample", "progress"],
-    ["speech_enhancement", "noise_sources", "room_acoustics", "embedded_redis"],
+    ["speech_enhancement", "noise_sources", "room_acoustics", "time_stretch", "embedded_redis"],
     ["audioaugmentations", "recordings", "redis_server"],
     ["plan", "sample_queue"],
     ["sample_reader", "sample_writer", "worker_pool"],
@@ -36,6 +36,7 @@ NEVER = {
     "room_acoustics": {*TORCH, "redis"},
     "speech_enhancement": {*TORCH, "redis"},
     "audio_file": {*TORCH, "redis"},
+    "time_stretch": {*TORCH, "redis"},
     "data_processor": {"torch", "redis"},
     "recordings": {*TORCH, "redis"},
     "plan": {*TORCH, "redis"},

@@ -33,11 +33,11 @@ from audioaugmentations import (
     mix_background,
     prepare,
     shift_pitch,
-    stretched_samples,
 )
 from config import AudioAugmentationConfig, UserError
 from noise_sources import NoiseRecordings, color_noise
-from room_acoustics import DIRECT_TAP, RoomBankError, load_room_bank, simulate_room
+from room_acoustics import DIRECT_TAP, Room, RoomBankError, load_room_bank, simulate_room
+from time_stretch import stretched_samples
 
 RATE = 16000
 WINDOW = 30 * RATE
@@ -168,7 +168,7 @@ class TestFarField:
         speech = 0.2 * np.random.default_rng(0).standard_normal(2 * RATE).astype(np.float32)
         speech[: RATE // 4] = 0
         for response in rooms[distance_m]:
-            far = add_far_field(speech, response)
+            far = add_far_field(speech, Room(response))
             assert len(far) == len(speech)
             correlation = np.fft.irfft(np.fft.rfft(far, 4 * RATE) * np.conj(np.fft.rfft(speech, 4 * RATE)))
             lag = (np.abs(correlation).argmax() + 2 * RATE) % (4 * RATE) - 2 * RATE
@@ -178,7 +178,7 @@ class TestFarField:
     def test_reverberation_follows_the_speech(self, rooms):
         burst = np.zeros(RATE, np.float32)
         burst[:4000] = harmonic_tone(200)[:4000]
-        far = add_far_field(burst, rooms[3.0][0])
+        far = add_far_field(burst, Room(rooms[3.0][0]))
         assert level_db(far[4200:5000]) > level_db(far[:4000]) - 30  # there was digital silence
         assert level_db(far[4200:5000]) > level_db(far[9000:9800]) + 5  # and it decays
 
@@ -215,6 +215,13 @@ class TestFarField:
         with pytest.raises(RoomBankError, match=r"file.*--data\.cache_dir"):
             load_room_bank(tmp_path / "file", [1.0], 1, RATE)
 
+    @pytest.mark.parametrize("samples", [100, 23_960, 24_000, 100_003])
+    def test_rooms_convolve_in_blocks_as_in_one_piece(self, rooms, samples):
+        waveform = np.random.default_rng(0).standard_normal(samples).astype(np.float32)
+        response = rooms[3.0][0]
+        expected = np.convolve(waveform.astype(np.float64), response)[DIRECT_TAP:][:samples]
+        np.testing.assert_allclose(Room(response).reverberate(waveform), expected, atol=2e-5)
+
 
 class TestNoise:
     @pytest.mark.parametrize("focus", [0.2, 0.8, 0.9, 0.95])
@@ -243,6 +250,15 @@ class TestNoise:
         noise = color_noise(5 * RATE, color, RATE, np.random.default_rng(0))
         assert slope_db_per_octave(noise) == pytest.approx(slope, abs=1)
         assert level_db(noise) == pytest.approx(0, abs=0.01)
+
+    def test_color_noise_is_drawn_anew_and_has_no_seam(self):
+        first, again, other = (color_noise(RATE, "pink", RATE, np.random.default_rng(seed)) for seed in (0, 0, 1))
+        assert np.array_equal(first, again)
+        assert abs(np.corrcoef(first, other)[0, 1]) < 0.1
+        for seed in range(5):
+            looped = color_noise(noise_sources.LOOP_SAMPLES + RATE, "brown", RATE, np.random.default_rng(seed))
+            assert np.abs(np.diff(looped)).max() < 6 * np.diff(looped).std()
+            np.testing.assert_array_equal(looped[:RATE], looped[-RATE:])
 
     def test_crops_are_random_stretches_of_the_recordings(self, noise_dir):
         recordings = NoiseRecordings([str(noise_dir / "fan.wav")], RATE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import struct
 import subprocess
@@ -24,6 +25,7 @@ from data_processor import (
     load_waveform,
     log_mel,
 )
+from flac_decoder import open_mono_flac
 from tests.conftest import tone
 from tests.runs import DIGITS
 
@@ -139,6 +141,42 @@ def test_without_peak_normalisation_the_level_stays_but_never_exceeds_one(tmp_pa
     soundfile.write(tmp_path / "loud.wav", 5 * tone(1.0), 16_000, subtype="FLOAT")
     assert np.abs(load_waveform(tmp_path / "soft.wav", SPECS[80], keep)).max() < 0.06
     assert np.abs(load_waveform(tmp_path / "loud.wav", SPECS[80], keep)).max() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("sampling_rate", [16_000, 44_100])
+@pytest.mark.parametrize("peak_normalize", [True, False])
+def test_whole_numbers_are_decoded_as_floats_are(tmp_path, sampling_rate, peak_normalize):
+    whole_numbers = np.round(20_000 * tone(1.0, sampling_rate=sampling_rate)).astype(np.int16)
+    soundfile.write(tmp_path / "int.flac", whole_numbers, sampling_rate, subtype="PCM_16")
+    soundfile.write(tmp_path / "float.wav", whole_numbers / np.float32(32768), sampling_rate, subtype="FLOAT")
+    data = DataConfig(peak_normalize=peak_normalize)
+    one, other = (load_waveform(tmp_path / name, SPECS[80], data) for name in ("int.flac", "float.wav"))
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(("channels", "subtype"), [(1, "PCM_16"), (2, "PCM_16"), (1, "PCM_24"), (1, "PCM_S8")])
+def test_every_kind_of_flac_decodes_to_what_libsndfile_gives(write_recording, channels, subtype):
+    path = write_recording("a.flac", 1.5, 16_000, channels=channels, subtype=subtype)
+    expected = soundfile.read(path, dtype="float32", always_2d=True)[0].mean(axis=1)
+    waveform = load_waveform(path, SPECS[80], DataConfig(peak_normalize=False))
+    np.testing.assert_allclose(waveform, expected, atol=1e-7)
+
+
+def test_flac_in_memory_decodes_as_the_file_does(write_recording):
+    path = write_recording("a.flac", 1.5, 16_000)
+    data = io.BytesIO(path.read_bytes())
+    found = open_mono_flac(data).decode()
+    np.testing.assert_array_equal(found, soundfile.read(path, dtype="int16")[0])
+    assert data.tell() == 0
+
+
+def test_flac_with_a_damaged_middle_is_refused(tmp_path):
+    soundfile.write(tmp_path / "a.flac", tone(4.0), 16_000)
+    damaged = bytearray((tmp_path / "a.flac").read_bytes())
+    damaged[len(damaged) // 2 : len(damaged) // 2 + 2000] = bytes(range(200)) * 10
+    (tmp_path / "a.flac").write_bytes(damaged)
+    with pytest.raises(RecordingError, match=r"truncated|not readable"):
+        load_waveform(tmp_path / "a.flac", SPECS[80], DATA)
 
 
 def test_silence_stays_silence(tmp_path):
