@@ -6,6 +6,7 @@ Nothing here imports torch or transformers at import time: every producer worker
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -19,6 +20,7 @@ import soundfile
 import soxr
 from tokenizers import Tokenizer
 
+from audio_sources import open_audio, open_header
 from config import DataConfig, ModelConfig, UserError
 
 LOG_FLOOR = -10.0
@@ -102,14 +104,14 @@ def load_feature_spec(model_name: str) -> FeatureSpec:
         ) from error
 
 
-def load_waveform(path: str | os.PathLike[str], spec: FeatureSpec, data: DataConfig) -> np.ndarray:
+def load_waveform(audio: str | os.PathLike[str], spec: FeatureSpec, data: DataConfig) -> np.ndarray:
     """Decodes a recording to what the model hears.
 
     Reads every format of libsndfile (WAV, FLAC, Ogg Vorbis, Opus, MP3, …) at any sampling rate and with any number of
     channels. Files that would not fit are refused by their header, before their audio is read.
 
     Args:
-        path: the audio file.
+        audio: the audio file: a path, a URL or a place in a Parquet file, see `audio_sources`.
         spec: gives the sampling rate and the longest duration.
         data: gives the limits on the duration, and whether to normalise the peak.
 
@@ -118,14 +120,16 @@ def load_waveform(path: str | os.PathLike[str], spec: FeatureSpec, data: DataCon
 
     Raises:
         RecordingError: the file is missing, unreadable, truncated, too short, too long, or holds NaN or infinity.
+        SourceError: its store can't be reached.
     """
+    source = _open(audio, data)
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(source) as file:
             sampling_rate, frames = file.samplerate, file.frames
             check_duration(frames / sampling_rate, spec, data)
             channels = file.read(dtype="float32", always_2d=True)
     except (OSError, RuntimeError) as error:  # LibsndfileError is a RuntimeError
-        raise RecordingError(why_unreadable(path, error)) from error
+        raise RecordingError(why_unreadable(source, error)) from error
     if len(channels) < frames - TRUNCATION_TOLERANCE_S * sampling_rate:
         found_s, expected_s = len(channels) / sampling_rate, frames / sampling_rate
         raise RecordingError(f"truncated: {found_s:.2f} s of audio where the header says {expected_s:.2f} s")
@@ -141,6 +145,36 @@ def load_waveform(path: str | os.PathLike[str], spec: FeatureSpec, data: DataCon
     return np.ascontiguousarray(waveform, dtype=np.float32)
 
 
+def recording_duration_s(audio: str, data: DataConfig) -> float:
+    """Duration of a recording in seconds, by its header.
+
+    Raises:
+        RecordingError: the file is missing or unreadable.
+        SourceError: its store can't be reached.
+    """
+    try:
+        source, is_whole = open_header(audio, data)
+    except FileNotFoundError as error:
+        raise RecordingError("file not found") from error
+    try:
+        header = soundfile.info(source)
+    except (OSError, RuntimeError) as error:
+        if is_whole:
+            raise RecordingError(why_unreadable(source, error)) from error
+        try:
+            header = soundfile.info(_open(audio, data))  # what comes before the audio was longer than the part we had
+        except (OSError, RuntimeError) as second_error:
+            raise RecordingError(why_unreadable(source, second_error)) from second_error
+    return float(header.frames / header.samplerate)
+
+
+def _open(audio: str | os.PathLike[str], data: DataConfig) -> str | io.BytesIO:
+    try:
+        return open_audio(audio, data)
+    except FileNotFoundError as error:
+        raise RecordingError("file not found") from error
+
+
 def check_duration(duration_s: float, spec: FeatureSpec, data: DataConfig) -> None:
     """Refuses a duration that the model or the configuration does not take.
 
@@ -154,13 +188,17 @@ def check_duration(duration_s: float, spec: FeatureSpec, data: DataConfig) -> No
         raise RecordingError(f"too short: {duration_s:.4f} s, the limit is {data.min_duration_s:g} s")
 
 
-def why_unreadable(path: str | os.PathLike[str], error: Exception) -> str:
-    """The reason for the rejected report, given what soundfile said of the file."""
-    if not os.path.exists(path):
+def why_unreadable(source: str | io.BytesIO, error: Exception) -> str:
+    """The reason for the rejected report, given what soundfile said of a path or of a file's bytes."""
+    if isinstance(source, io.BytesIO):
+        is_empty = not source.getbuffer().nbytes
+    elif not os.path.exists(source):
         return "file not found"
-    if os.path.isdir(path):
+    elif os.path.isdir(source):
         return "a folder, not an audio file"
-    if os.path.getsize(path) == 0:
+    else:
+        is_empty = os.path.getsize(source) == 0
+    if is_empty:
         return "empty file"
     detail = str(error).partition(": ")[2] or str(error)
     return f"not readable as audio: {detail.strip()}"
