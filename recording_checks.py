@@ -72,7 +72,8 @@ def _judge(rules: Rules, rows: Iterator[ManifestRow]) -> Iterator[tuple[Manifest
             return row, error
 
     waiting: deque[Future[tuple[ManifestRow, float | RecordingError]]] = deque()
-    with ThreadPoolExecutor(URLS_AT_ONCE) as threads:  # it starts no thread before there is something to do
+    threads = ThreadPoolExecutor(URLS_AT_ONCE)  # it starts no thread before there is something to do
+    try:
         for row in rows:
             audio = join(rules.root, row.audio)
             if is_url(audio) and not parse_locator(audio):
@@ -85,6 +86,8 @@ def _judge(rules: Rules, rows: Iterator[ManifestRow]) -> Iterator[tuple[Manifest
                 yield judge(row)
         while waiting:
             yield waiting.popleft().result()
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
 def _transcript(row: ManifestRow) -> str:

@@ -188,9 +188,20 @@ def asking_again(url: str, retry_timeout_s: float, action: Callable[[], T]) -> T
                     f"{without_secrets(url)} can't be reached, tried for {waited_s:.0f} s ({reason}): start again when "
                     "its store answers; --data.retry_timeout_s says how long to try"
                 ) from error
-            logger.warning("%s can't be reached (%s): trying again in %.0f s", without_secrets(url), reason, pause_s)
+            _warn("%s can't be reached (%s): trying again for %.0f s", url, reason, retry_timeout_s - waited_s)
             time.sleep(pause_s)
             pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
+
+
+_warned_at = float("-inf")
+
+
+def _warn(message: str, url: str, reason: str, left_s: float) -> None:
+    """Logs a failure, but one at a time when many files of a store fail together."""
+    global _warned_at
+    if time.monotonic() - _warned_at >= LONGEST_PAUSE_S:
+        _warned_at = time.monotonic()
+        logger.warning(message, without_secrets(url), reason, left_s)
 
 
 def _cat(url: str, **span: int) -> bytes:
