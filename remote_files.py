@@ -45,6 +45,7 @@ NETWORK_ERRORS = (
 """What drivers raise besides `OSError`: module and name."""
 FINAL_ERRORS = {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "OfflineModeIsEnabled"}
 """Names of errors that asking again does not mend."""
+RANGE_NOT_SATISFIABLE = 416
 LONGEST_PAUSE_S = 15.0
 
 
@@ -102,9 +103,10 @@ def read_start(url: str, size: int, retry_timeout_s: float) -> bytes:
     def read() -> bytes:
         try:
             return _cat(url, start=0, end=size)
-        except (OSError, ValueError):
-            # An empty file has no first byte, and some servers know no ranges.
-            return _cat(url)
+        except _network_errors() as error:
+            if getattr(error, "errno", None) == errno.EINVAL or getattr(error, "status", None) == RANGE_NOT_SATISFIABLE:
+                return _cat(url)  # an empty file has no first byte
+            raise
 
     return asking_again(url, retry_timeout_s, read)
 

@@ -271,7 +271,7 @@ def recipe_of(tiny_checkpoint, tmp_path) -> Callable[..., Recipe]:
 
 
 class S3Server:
-    """A server of the S3 protocol with one bucket, behind a gate that can be shut and opened: so it goes and returns."""
+    """A server of the S3 protocol with one bucket, behind a gate: shut, the server has gone; open, it is back."""
 
     def __init__(self) -> None:
         self._inner_port, self.port = find_free_port(), find_free_port()
@@ -355,6 +355,7 @@ def s3(s3_of_session: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
         "AWS_ACCESS_KEY_ID": "key",
         "AWS_SECRET_ACCESS_KEY": "word",
         "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_MAX_ATTEMPTS": "1",
     }.items():
         monkeypatch.setenv(name, value)
     return s3_of_session
