@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import logging
 import posixpath
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -43,7 +44,7 @@ NETWORK_ERRORS = (
     ("paramiko", "SSHException"),
 )
 """What drivers raise besides `OSError`: module and name."""
-FINAL_ERRORS = {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "OfflineModeIsEnabled"}
+FINAL_ERRORS = {"ParamValidationError", "OfflineModeIsEnabled"}
 """Names of errors that asking again does not mend."""
 RANGE_NOT_SATISFIABLE = 416
 LONGEST_PAUSE_S = 15.0
@@ -78,7 +79,10 @@ def without_secrets(url: str) -> str:
     """A URL as reports and messages may show it: without user, password and query (a signature). Paths stay."""
     if not is_url(url):
         return url
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return url.partition("?")[0].rpartition("@")[2]
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", parts.fragment))
 
 
@@ -178,7 +182,7 @@ def asking_again(url: str, retry_timeout_s: float, action: Callable[[], T]) -> T
         except _network_errors() as error:
             if getattr(error, "errno", None) == errno.ENOSPC:  # not the store's: the disk is full
                 raise
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            reason = f"{type(error).__name__}: {_clean(error)}"
             if _is_denied(error):
                 raise SourceError(
                     f"{without_secrets(url)} gives no permission ({reason}): set the credentials that its store "
@@ -195,6 +199,12 @@ def asking_again(url: str, retry_timeout_s: float, action: Callable[[], T]) -> T
             pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
 
 
+def _clean(error: BaseException) -> str:
+    """What a driver says, on one line, and without the secrets of URLs in it."""
+    text = re.sub(r"""(?<=://)[^/@\s]+@|\?[^'"\s)]*""", "", str(error))
+    return " ".join(text.split())[:200]
+
+
 _warned_at = float("-inf")
 
 
@@ -207,8 +217,15 @@ def _warn(message: str, url: str, reason: str, left_s: float) -> None:
 
 
 def _cat(url: str, **span: int) -> bytes:
+    try:
+        _ = urlsplit(url).port
+    except ValueError as error:  # the manifest's fault for certain
+        raise FileNotFoundError(without_secrets(url)) from error
     filesystem, path = _filesystem(url)
-    content: bytes = filesystem.cat_file(path, **span)
+    try:
+        content: bytes = filesystem.cat_file(path, **span)
+    except ValueError as error:
+        raise SourceError(f"{without_secrets(url)} can't be read: {_clean(error)}") from error
     return content
 
 
@@ -241,5 +258,5 @@ def _network_errors() -> tuple[type[BaseException], ...]:
 
 def _is_denied(error: BaseException) -> bool:
     """Whether the store answered, and the answer was no."""
-    status = getattr(error, "status", None)
+    status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
     return isinstance(error, PermissionError) or status in (401, 403) or "Credentials" in type(error).__name__

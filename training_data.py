@@ -19,6 +19,7 @@ from config import DataConfig, UserError
 from data_processor import FeatureSpec, RecordingError, TranscriptEncoder, load_waveform, log_mel
 from recordings import Recordings
 from redis_manager import PlanCard, SampleReader, StopRequested
+from remote_files import without_secrets
 from sample import Sample, SampleLimits, decode_sample, pad_batch
 
 RECORD = "record"
@@ -206,8 +207,8 @@ class EvaluationCollator(Collator):
             waveform = load_waveform(recording.audio, self._spec, self._data)
         except RecordingError as error:
             raise EvaluationError(
-                f"{recording.audio} of data.eval_manifest can no longer be read ({error}): put it back, or take it "
-                "out of the manifest, and start again; training goes on from the last checkpoint"
+                f"{without_secrets(recording.audio)} of data.eval_manifest can no longer be read ({error}): put it "
+                "back, or take it out of the manifest, and start again; training goes on from the last checkpoint"
             ) from error
         features, pad_value = log_mel(waveform, self._spec)
         return Sample(

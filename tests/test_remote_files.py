@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -16,7 +18,9 @@ from data_processor import FeatureSpec, RecordingError, load_waveform, recording
 from manifest import ManifestError
 from rejected_report import TooManyRejectedError
 from remote_files import SourceError, is_url, join, without_secrets
-from tests.conftest import tone
+from tests.conftest import _accepts as accepts
+from tests.conftest import _wait_for as wait_until
+from tests.conftest import find_free_port, tone
 from tests.test_parquet_manifest import data_of, encoded, example_rows, report_of, write_files, write_shards
 from tests.test_worker_pool import stream
 from worker_pool import SampleMaker
@@ -177,6 +181,23 @@ def test_a_store_that_cannot_be_reached_stops_a_scan_and_rejects_nothing(s3, loa
         load("s3://bucket/down/train.csv", retry_timeout_s=1)
 
 
+def test_a_server_that_refuses_is_quoted_without_the_secrets_of_the_url(load, tmp_path):
+    """The server says 403 to everything."""
+    refusing = "import http.server as h\nclass R(h.BaseHTTPRequestHandler):\n def do_GET(self): self.send_error(403)\n"
+    port = find_free_port()
+    command = [sys.executable, "-c", f"{refusing}h.HTTPServer(('127.0.0.1', {port}), R).serve_forever()"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as server:
+        try:
+            url = f"http://me:word@127.0.0.1:{port}/a.flac?X-Amz-Signature=sealed"
+            wait_until(lambda: accepts(port))
+            with pytest.raises(SourceError, match=r"a\.flac gives no permission .*403") as caught:
+                load(write_urls(tmp_path / "train.jsonl", [url]), retry_timeout_s=600)
+            assert "word" not in str(caught.value)
+            assert "sealed" not in str(caught.value)
+        finally:
+            server.kill()
+
+
 def test_no_permission_stops_at_once_and_says_so(s3, load, http_folder, tmp_path, monkeypatch):
     """Without credentials; the driver signs requests, so the server is not even asked."""
     import s3fs
@@ -232,6 +253,15 @@ def test_a_forked_process_reads_what_its_parent_has_read_too(s3):
     if not child:
         os._exit(0 if len(load_waveform(url, SPEC, data)) == 16000 else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_addresses_that_cannot_be_meant_are_rejected_rows_or_stop_at_once(s3, load, http_folder, tmp_path):
+    good = s3.put("address.flac", encoded(0))
+    bad = ["http://[bad/a.flac", "http://me:word@127.0.0.1:99999/a.flac?key=1"]
+    load(write_urls(tmp_path / "train.jsonl", [*bad, *[good] * 50]))
+    assert [line["audio"] for line in report_of(tmp_path)] == ["http://[bad/a.flac", "http://127.0.0.1:99999/a.flac"]
+    with pytest.raises(SourceError, match="Invalid bucket name"):
+        load(write_urls(tmp_path / "train.jsonl", [good, "s3://Bad Bucket!/a"]), retry_timeout_s=600)
 
 
 def test_a_missing_object_is_a_recording_error(s3):
