@@ -35,6 +35,7 @@ lint: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/producer.py
+	$(BIN)/python benchmarks/sources.py
 
 clean:
 	rm -rf out .cache

@@ -78,10 +78,7 @@ def read_value(place: RowPlace, data: DataConfig) -> bytes:
             continue
         try:
             begin, end = struct.unpack("<2q", os.pread(file, 2 * OFFSET.size, OFFSET.size * place.index))
-            value = os.pread(file, end - begin, begin)
-            if data.streaming:
-                os.utime(file)  # the one that was not used for longest has to go first
-            return value
+            return os.pread(file, end - begin, begin)
         finally:
             os.close(file)
 
@@ -108,6 +105,8 @@ def unpack(place: RowPlace, data: DataConfig) -> None:
             unfinished = path.with_suffix(".unfinished")
             with open(unfinished, "wb") as target:
                 reading(place.file, data, lambda: _copy_values(place, target))
+                target.flush()
+                os.fsync(target.fileno())  # after a power cut a name must not stand for half a file
             unfinished.rename(path)
             if data.streaming:
                 _delete_oldest(path.parent, data.streaming_cache_bytes, keep=path)
@@ -154,7 +153,7 @@ def _copy_values(place: RowPlace, target: IO[bytes]) -> None:
         target.write(struct.pack(f"<{rows + 1}q", *offsets))
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=32)
 def read_metadata(file: str, digest: str) -> Any:
     """The metadata of a Parquet file, which must be the one with this identity."""
     import pyarrow.parquet
@@ -201,7 +200,7 @@ def _locked(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _delete_oldest(folder: Path, limit_bytes: int, keep: Path) -> None:
-    """Deletes what was not used for longest until the folder is below its limit."""
+    """Deletes what was unpacked first until the folder is below its limit: a plan's window leaves it first, too."""
     entries = []
     for entry in os.scandir(folder):
         with contextlib.suppress(FileNotFoundError):  # another process deletes too
