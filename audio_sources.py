@@ -9,8 +9,12 @@ A worker that reads plain files imports neither fsspec nor pyarrow.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from config import DataConfig
 from remote_files import is_url, read_file, read_start
@@ -20,6 +24,32 @@ HEADER_BYTES = 2**18
 """First request for the header of a file at a URL: most clips are smaller and come whole."""
 LARGEST_WAV_BYTES = 2**26
 """A WAV header that claims more than this is not believed."""
+URLS_AT_ONCE = 16
+"""Files at URLs that are read at the same time: each is little data and much waiting."""
+
+_ahead = threading.local()
+"""`files`: what `reading_ahead` has under way in this thread, by URL."""
+
+
+@contextlib.contextmanager
+def reading_ahead(audios: Iterable[str], data: DataConfig) -> Iterator[None]:
+    """Inside, `open_audio` finds those of these recordings that lie at URLs read or on their way, many at a time.
+
+    Args:
+        audios: locators of what will be opened; their bytes are in memory together.
+        data: says how long to ask a store that does not answer.
+    """
+    urls = [audio for audio in dict.fromkeys(audios) if is_url(audio) and not parse_locator(audio)]
+    if not urls:
+        yield
+        return
+    threads = ThreadPoolExecutor(min(URLS_AT_ONCE, len(urls)))
+    _ahead.files = {url: threads.submit(read_file, url, data.retry_timeout_s) for url in urls}
+    try:
+        yield
+    finally:
+        _ahead.files = {}
+        threads.shutdown(cancel_futures=True)
 
 
 def open_audio(audio: str | os.PathLike[str], data: DataConfig) -> str | io.BytesIO:
@@ -33,6 +63,9 @@ def open_audio(audio: str | os.PathLike[str], data: DataConfig) -> str | io.Byte
     if place := parse_locator(locator):
         return io.BytesIO(read_value(place, data))
     if is_url(locator):
+        under_way: dict[str, Future[bytes]] = getattr(_ahead, "files", {})
+        if locator in under_way:
+            return io.BytesIO(under_way[locator].result())
         return io.BytesIO(read_file(locator, data.retry_timeout_s))
     return locator
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from audio_sources import URLS_AT_ONCE
 from config import DataConfig
 from data_processor import FeatureSpec, RecordingError, TranscriptEncoder, check_duration, recording_duration_s
 from manifest import ManifestRow, TextTable
@@ -19,9 +20,6 @@ from parquet_manifest import ParquetTable
 from rejected_report import Rejection
 from remote_files import is_url, join
 from row_group_cache import parse_locator
-
-URLS_AT_ONCE = 16
-"""Files at URLs that a scan's task reads at the same time: each is little data and much waiting."""
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ NETWORK_ERRORS = (
 """What drivers raise besides `OSError`: module and name."""
 FINAL_ERRORS = {"ParamValidationError", "OfflineModeIsEnabled"}
 """Names of errors that asking again does not mend."""
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 RANGE_NOT_SATISFIABLE = 416
 LONGEST_PAUSE_S = 15.0
 
@@ -180,7 +181,7 @@ def asking_again(url: str, retry_timeout_s: float, action: Callable[[], T]) -> T
                 raise SourceError(f"{without_secrets(url)}: there is no such bucket") from error
             raise FileNotFoundError(without_secrets(url)) from error
         except _network_errors() as error:
-            if getattr(error, "errno", None) == errno.ENOSPC:  # not the store's: the disk is full
+            if getattr(error, "errno", None) in DISK_FULL:  # not the store's fault
                 raise
             reason = f"{type(error).__name__}: {_clean(error)}"
             if _is_denied(error):

@@ -8,7 +8,6 @@ machine and without pyarrow. A group that is not there yet, or no longer, is unp
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import io
 import os
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from config import DataConfig
-from remote_files import SourceError, asking_again, is_url, open_file, without_secrets
+from remote_files import DISK_FULL, SourceError, asking_again, is_url, open_file, without_secrets
 
 T = TypeVar("T")
 
@@ -29,7 +28,6 @@ BLOCK_BYTES = 2**22
 """How much of a Parquet file is read at once: bounds the memory, whatever the size of its row groups."""
 LOCKS = 64
 """Lock files: two groups may share one, which only makes them wait for each other."""
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 OFFSET = struct.Struct("<q")
 LOCATOR = re.compile(r"(?P<file>.+)#(?P<column>.+)/(?P<group>\d+)/(?P<index>\d+)/(?P<digest>[0-9a-f]{32})", re.DOTALL)
 

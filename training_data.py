@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import Dataset, Sampler, get_worker_info
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
+from audio_sources import reading_ahead
 from config import DataConfig, UserError
 from data_processor import FeatureSpec, RecordingError, TranscriptEncoder, load_waveform, log_mel
 from recordings import Recordings
@@ -199,7 +200,8 @@ class EvaluationCollator(Collator):
 
     def collate(self, positions: Sequence[int]) -> dict[str, Any]:
         """Reads the recordings and makes their log-mels and labels."""
-        return self._make_batch([self._load(position) for position in positions])
+        with reading_ahead((self._recordings[position].audio for position in positions), self._data):
+            return self._make_batch([self._load(position) for position in positions])
 
     def _load(self, position: int) -> Sample:
         recording = self._recordings[position]

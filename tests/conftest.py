@@ -19,12 +19,12 @@ import pytest
 import redis
 import soundfile
 
+import worker_pool
 from config import AudioAugmentationConfig, Config, DataConfig, ModelConfig, RedisConfig
 from data_processor import load_feature_spec, load_transcript_encoder
 from embedded_redis import find_executable, runtime_folder, start_embedded, stop_embedded
 from examples.make_tiny_checkpoint import make_tiny_checkpoint
 from recordings import Recordings, load_recordings
-from worker_pool import Recipe, make_recipe
 
 DIGITS = Path(__file__).parent.parent / "examples" / "digits"
 
@@ -247,10 +247,10 @@ def load(tiny_checkpoint, tmp_path) -> Callable[..., Recordings]:
 
 
 @pytest.fixture
-def recipe_of(tiny_checkpoint, tmp_path) -> Callable[..., Recipe]:
+def recipe_of(tiny_checkpoint, tmp_path) -> Callable[..., worker_pool.Recipe]:
     """The recipe of a manifest; settings of DataConfig as keywords."""
 
-    def make(path: object, **settings) -> Recipe:
+    def make(path: object, **settings) -> worker_pool.Recipe:
         config = Config(
             data=DataConfig(
                 **{"train_manifest": str(path), "cache_dir": str(tmp_path / "cache"), "chunk_size": 5, **settings}
@@ -262,7 +262,7 @@ def recipe_of(tiny_checkpoint, tmp_path) -> Callable[..., Recipe]:
         recordings = load_recordings(
             config.data.train_manifest, config.data, spec, encoder, report=tmp_path / "rejected.jsonl", processes=0
         )
-        return make_recipe(config, recordings, spec, encoder)
+        return worker_pool.make_recipe(config, recordings, spec, encoder)
 
     return make
 

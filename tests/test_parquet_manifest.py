@@ -23,7 +23,7 @@ from manifest import ManifestError
 from parquet_manifest import index_parquet, open_parquet
 from rejected_report import TooManyRejectedError
 from remote_files import SourceError
-from row_group_cache import parse_locator, read_metadata
+from row_group_cache import RowPlace, parse_locator, read_metadata, read_value, unpacked_path
 from sample import SampleLimits, decode_sample
 from tests.conftest import tone
 from tests.test_worker_pool import stream
@@ -359,3 +359,48 @@ def test_a_worker_that_reads_files_or_unpacked_audio_imports_no_driver(load, tmp
         command = [sys.executable, "-c", READ_FILES, audio, str(tmp_path / "cache")]
         result = subprocess.run(command, capture_output=True, text=True, check=True)
         assert result.stdout.strip() == "[]"
+
+
+LIMITED = """
+import resource, sys
+from config import DataConfig
+from row_group_cache import RowPlace, parse_locator, unpack
+data = DataConfig(cache_dir=sys.argv[2])
+if sys.argv[3:]:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))
+try:
+    import pyarrow.parquet
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unpack(parse_locator(sys.argv[1]), data)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+def unpack_elsewhere(place: RowPlace, cache: Path, *limit: str) -> str:
+    """What a process prints that unpacks a row group: MB of memory that it took, or its failure."""
+    command = [sys.executable, "-c", LIMITED, place.locator, str(cache), *limit]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_that_counts_as_unpacked(tmp_path):
+    folder = write_shards(tmp_path / "parquet", example_rows(), shards=1, group_rows=12)
+    data = DataConfig(cache_dir=str(tmp_path / "cache"))
+    manifest = open_parquet(str(folder), data)
+    place = RowPlace(str(folder / manifest.files[0]), "audio.bytes", 0, 0, manifest.digests[0])
+    assert "cannot write" in unpack_elsewhere(place, tmp_path / "cache", "20000")
+    assert not unpacked_path(place, data).exists()
+    assert unpack_elsewhere(place, tmp_path / "cache").isdecimal()
+    assert read_value(place, data) == example_rows(1)[0]["audio"]["bytes"]
+
+
+def test_a_row_group_of_200_mb_does_not_come_into_memory(tmp_path):
+    value = np.random.default_rng(0).bytes(2**20)
+    table = pa.Table.from_pylist([{"audio": value, "text": "a"}] * 200)
+    path = tmp_path / "large.parquet"
+    pq.write_table(table, path, row_group_size=200, write_batch_size=4, use_dictionary=False)
+    manifest = open_parquet(str(path), DataConfig())
+    place = RowPlace(str(path), "audio", 0, 0, manifest.digests[0])
+    assert int(unpack_elsewhere(place, tmp_path / "cache")) < 100
+    assert unpacked_path(place, DataConfig(cache_dir=str(tmp_path / "cache"))).stat().st_size > 200 * 2**20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import subprocess
@@ -83,6 +84,41 @@ def test_workers_read_s3_with_the_credentials_of_the_environment(s3, recipe_of, 
     url = upload(s3, write_files(tmp_path / "files", example_rows()), "workers")
     recipe = recipe_of(url, epochs=1)
     assert stream(recipe, 2) == SampleMaker(recipe).make_chunk(0, len(recipe.plan)).payloads
+
+
+def test_the_files_of_a_chunk_are_fetched_at_the_same_time(recipe_of, tmp_path):
+    """The server takes 0.2 s for each and counts how many it has under way."""
+    folder = write_files(tmp_path / "files", example_rows())
+    under_way: list[int] = []
+    lock = threading.Lock()
+
+    class Slow(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, directory=str(folder), **options)
+
+        def do_GET(self):
+            with lock:
+                under_way.append(1)
+                counts.append(len(under_way))
+            time.sleep(0.2)
+            super().do_GET()
+            with lock:
+                under_way.pop()
+
+        def log_message(self, *arguments):
+            pass
+
+    counts: list[int] = []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        urls = [f"http://127.0.0.1:{server.server_port}/clip{n}.x" for n in range(12)]
+        recipe = recipe_of(write_urls(tmp_path / "train.jsonl", urls, duration=1.0), epochs=1)
+        assert not counts
+        chunk = SampleMaker(recipe).make_chunk(0, len(recipe.plan))
+        server.shutdown()
+    assert not chunk.rejected
+    assert len(counts) == 12  # the original and the copy of a recording share a request
+    assert max(counts) > 6
 
 
 def test_http_file_and_memory_urls_are_read(http_folder, load, tmp_path):
