@@ -157,7 +157,10 @@ def open_text_manifest(manifest: str, data: DataConfig) -> TextManifest:
             candidates = (f"{folder}/{name}" for name in FILE_NAMES)
             found = next((file for file in candidates if is_file(file, data.retry_timeout_s)), None)
             if not found:
-                raise ManifestError(f"{without_secrets(folder)} holds no {' or '.join(FILE_NAMES)}")
+                raise ManifestError(
+                    f"{without_secrets(folder)} holds no {' or '.join(FILE_NAMES)}; Parquet there is named by a "
+                    f"pattern: {without_secrets(folder)}/*.parquet"
+                )
             return open_text_manifest(found, data)
         content = read_file(manifest, data.retry_timeout_s)
     except FileNotFoundError as error:

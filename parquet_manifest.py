@@ -18,7 +18,7 @@ import numpy as np
 
 from config import HUB_MANIFEST, DataConfig
 from manifest import ROWS_PER_TASK, WILDCARDS, ManifestError, ManifestRow, pick_columns
-from remote_files import asking_again, is_url, join, list_files, open_file, without_secrets
+from remote_files import asking_again, is_url, join, list_files, network_errors, open_file, without_secrets
 from row_group_cache import (
     BLOCK_BYTES,
     RowPlace,
@@ -96,7 +96,7 @@ def _hub_files(path: str) -> list[str]:
         builder = datasets.load_dataset_builder(match["folder"] or match["name"], match["config"], revision=revision)
     except (DatasetNotFoundError, FileNotFoundError, ValueError) as error:
         raise ManifestError(f"cannot find {path}: {' '.join(str(error).split())[:300]}") from error
-    except ConnectionError as error:
+    except network_errors() as error:
         raise ManifestError(
             f"cannot reach {path}: {' '.join(str(error).split())[:300]}; without network give a folder or Parquet files"
         ) from error
@@ -165,11 +165,11 @@ class ParquetTable:
 
         Unless the data set is streamed, all audio of these rows is unpacked into the cache.
         """
-        row = 0
-        for file, group, rows, audio_bytes in self.groups.tolist():
-            if start <= row < stop:
-                yield from self._read_group(file, group, row, bool(audio_bytes))
-            row += rows
+        ends = np.cumsum(self.groups[:, 2])
+        first, last = np.searchsorted(ends, [start, stop - 1], side="right")
+        for file, group, rows, audio_bytes in self.groups[first : last + 1].tolist():
+            yield from self._read_group(file, group, start, bool(audio_bytes))
+            start += rows
 
     def _read_group(self, file: int, group: int, first_row: int, has_bytes: bool) -> Iterator[ManifestRow]:
         name, digest = self.manifest.files[file], self.manifest.digests[file]

@@ -41,6 +41,7 @@ NETWORK_ERRORS = (
     ("azure.core.exceptions", "AzureError"),
     ("requests", "RequestException"),
     ("httpx", "HTTPError"),
+    ("httpx2", "HTTPError"),
     ("paramiko", "SSHException"),
 )
 """What drivers raise besides `OSError`: module and name."""
@@ -108,7 +109,7 @@ def read_start(url: str, size: int, retry_timeout_s: float) -> bytes:
     def read() -> bytes:
         try:
             return _cat(url, start=0, end=size)
-        except _network_errors() as error:
+        except network_errors() as error:
             if getattr(error, "errno", None) == errno.EINVAL or getattr(error, "status", None) == RANGE_NOT_SATISFIABLE:
                 return _cat(url)  # an empty file has no first byte
             raise
@@ -180,7 +181,7 @@ def asking_again(url: str, retry_timeout_s: float, action: Callable[[], T]) -> T
             if "bucket does not exist" in str(error):
                 raise SourceError(f"{without_secrets(url)}: there is no such bucket") from error
             raise FileNotFoundError(without_secrets(url)) from error
-        except _network_errors() as error:
+        except network_errors() as error:
             if getattr(error, "errno", None) in DISK_FULL:  # not the store's fault
                 raise
             reason = f"{type(error).__name__}: {_clean(error)}"
@@ -251,7 +252,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
     return filesystem, path
 
 
-def _network_errors() -> tuple[type[BaseException], ...]:
+def network_errors() -> tuple[type[BaseException], ...]:
     """`OSError`, and what the drivers raise that have been imported."""
     loaded = [(sys.modules[module], name) for module, name in NETWORK_ERRORS if module in sys.modules]
     return (OSError, *(getattr(module, name) for module, name in loaded if hasattr(module, name)))
