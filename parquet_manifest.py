@@ -215,11 +215,14 @@ class ParquetTable:
         free = shutil.disk_usage(folder).free
         if data.streaming:
             largest = int(sizes.max(initial=0))
-            if 4 * largest > data.streaming_cache_bytes:
+            groups = max(
+                4, 2 * (data.num_workers or os.cpu_count() or 1)
+            )  # each process of a scan is at one of its own
+            if groups * largest > data.streaming_cache_bytes:
                 raise ManifestError(
                     f"a row group of {self.manifest.name} has {largest / gib:.2f} GB of audio, and "
-                    f"data.streaming_cache_gb ({data.streaming_cache_gb:g}) must hold four of them: set it to "
-                    f"{4.04 * largest / gib:.2f}, or write the data set with smaller row groups"
+                    f"data.streaming_cache_gb ({data.streaming_cache_gb:g}) must hold {groups} of them: set it to "
+                    f"{1.01 * groups * largest / gib:.2f}, or write the data set with smaller row groups"
                 )
             needed = min(data.streaming_cache_bytes, int(sizes.sum()))
             remedy = "lower --data.streaming_cache_gb"

@@ -170,7 +170,7 @@ def main() -> None:
         files.write_text("".join(json.dumps(rows[n % len(rows)]) + "\n" for n in range(settings.rows)))
 
         def data(**more: object) -> DataConfig:
-            return DataConfig(cache_dir=str(folder / "cache"), seed=1, **more)  # type: ignore[arg-type]
+            return DataConfig(cache_dir=str(folder / "cache"), num_workers=1, **more)  # type: ignore[arg-type]
 
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         figures["files, samples/s"], figures["scan of files, rows/s"] = bench.measure(files, data())

@@ -130,7 +130,7 @@ def test_a_streamed_data_set_takes_no_more_disk_than_allowed_and_reads_each_row_
     folder = write_shards(tmp_path / "parquet", rows, shards=1, group_rows=2)
     size = sum(len(row["audio"]["bytes"]) for row in rows)
     limit = size // 3
-    recipe = recipe_of(folder, epochs=1, streaming=True, streaming_cache_gb=limit / 2**30)
+    recipe = recipe_of(folder, epochs=1, num_workers=1, streaming=True, streaming_cache_gb=limit / 2**30)
     streamed = tmp_path / "cache" / "streamed"
     shutil.rmtree(streamed)
     seen, made, largest = set(), 0, 0
@@ -153,8 +153,8 @@ def test_a_data_set_that_does_not_fit_is_refused_with_the_figures_and_the_remedi
     huge[:, 3] = 2**50
     with pytest.raises(ManifestError, match=r"takes 4194304\.00 GB .* GB free.*cache_dir, or .*--data.streaming True"):
         dataclasses.replace(table, groups=huge).check_space()
-    with pytest.raises(ManifestError, match=r"must hold four of them: set it to 0\.00.*smaller row groups"):
-        load(folder, streaming=True, streaming_cache_gb=1e-6)
+    with pytest.raises(ManifestError, match=r"must hold 6 of them: set it to 0\.00.*smaller row groups"):
+        load(folder, streaming=True, streaming_cache_gb=1e-6, num_workers=3)
 
 
 def test_what_is_unpacked_already_needs_no_room(tmp_path):
