@@ -53,6 +53,7 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/profile_stages.py --json benchmarks/results/profile_stages.json
 	$(BIN)/python benchmarks/scaling.py --json benchmarks/results/scaling.json
 	$(BIN)/python benchmarks/producer.py --json benchmarks/results/producer.json
+	$(BIN)/python benchmarks/sources.py
 
 bench-peers: $(VENV)/installed-bench
 	$(BIN)/python benchmarks/compare.py --json benchmarks/results/compare.json

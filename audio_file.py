@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import soundfile
@@ -21,17 +22,22 @@ class RecordingError(Exception):
 
 
 @contextmanager
-def open_audio(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
+def open_audio(source: str | os.PathLike[str] | io.BytesIO) -> Iterator[soundfile.SoundFile]:
     """Opens a recording by what is in it; the ending of its name says nothing.
+
+    Args:
+        source: a file's path, or its bytes.
 
     Raises:
         RecordingError: the file is missing or unreadable, here or while the caller reads from it.
     """
-    check_file(path)
+    check_file(source)
     try:
         # By its descriptor: given a name, libsndfile takes any content of an a.vox for audio, and soundfile wants to be
         # told the sampling rate of an a.raw.
-        with open(path, "rb") as file, soundfile.SoundFile(file.fileno(), closefd=False) as audio:
+        with ExitStack() as files:
+            content = source if isinstance(source, io.BytesIO) else files.enter_context(open(source, "rb")).fileno()
+            audio = files.enter_context(soundfile.SoundFile(content, closefd=False))
             if not 0 < audio.samplerate <= HIGHEST_SAMPLING_RATE_HZ:
                 raise RecordingError(f"not readable as audio: a sampling rate of {audio.samplerate} Hz")
             yield audio
@@ -42,14 +48,21 @@ def open_audio(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
         raise RecordingError(f"not readable as audio: {detail.strip()}") from error
 
 
-def check_file(path: str | os.PathLike[str]) -> None:
+def check_file(source: str | os.PathLike[str] | io.BytesIO) -> None:
     """Refuses what can't be a recording, without opening it: a named pipe would be waited for.
+
+    Args:
+        source: a path, or a file's bytes.
 
     Raises:
         RecordingError: nothing is there, or no file, or nothing in it.
     """
+    if isinstance(source, io.BytesIO):
+        if not source.getbuffer().nbytes:
+            raise RecordingError("empty file")
+        return
     try:
-        status = os.stat(path)
+        status = os.stat(source)
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: no file can have such a name
         raise RecordingError("file not found") from error
     except OSError as error:

@@ -20,6 +20,11 @@ from typing import Any, Literal
 GIB = 2**30
 """Bytes in one gigabyte as `max_memory_gb` counts them."""
 
+HUB_MANIFEST = re.compile(
+    r"hf://(?:(?P<folder>/.+)|(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[^/:]+))?(/(?P<config>[^/:@]+))?)"
+    r":(?P<split>[\w.]+(\+[\w.]+)*)"
+)
+"""A data set on the Hugging Face Hub, hf://org/name@revision/config:split, or a folder like one, hf:///folder:split."""
 METRICS = ("cer", "wer", "cer_normalized", "wer_normalized", "loss")
 
 
@@ -101,7 +106,10 @@ class DataConfig:
     train_manifest: str = "data/train/metadata.csv"
     """Training manifest: a CSV, TSV or JSONL file, or a folder with a metadata.csv (or .jsonl). Columns: audio (or
     file_name, path) and text (or transcription, sentence), optional duration (seconds) and id. Relative audio paths are
-    relative to the manifest."""
+    relative to the manifest. Or Parquet files with the audio's bytes in the audio column: a file, a folder of them or a
+    pattern (data/train-*.parquet). Manifest, Parquet and audio may be URLs that fsspec knows (s3://, gs://, https://).
+    Or a data set in Parquet on the Hugging Face Hub: hf://org/name:split, hf://org/name/config:split,
+    hf://org/name@revision:split; splits are joined by +."""
     eval_manifest: str = ""
     """Evaluation manifest of the same form. Empty: no evaluation, no best model, no early stopping."""
     audio_column: str = ""
@@ -131,11 +139,21 @@ class DataConfig:
     chunk_size: int = 32
     """Samples that a worker makes per task. At least 1; it changes nothing in the samples."""
     cache_dir: str = ".cache"
-    """Folder for what is kept between runs: the memory-mapped manifest, scan results, room impulse responses."""
+    """Folder for what is kept between runs: the memory-mapped manifest, scan results, room impulse responses, and audio
+    unpacked from Parquet."""
+    streaming: bool = False
+    """For Parquet: False unpacks all its audio into cache_dir, once. True unpacks row groups as they are needed, in at
+    most streaming_cache_gb, for audio that does not fit on the disk; recordings are then shuffled in a sliding window
+    instead of over the whole epoch."""
+    streaming_cache_gb: float = 20.0
+    """Disk that streamed audio may take in cache_dir, in GB of 2^30 bytes. Half of it is the window in which recordings
+    are shuffled."""
+    retry_timeout_s: float = 600.0
+    """How long a store of audio at URLs that does not answer is asked again before the run stops, in seconds."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "data", "epochs", "chunk_size", "max_duration_s")
-        for name in ("seed", "num_workers", "augmented_copies", "min_duration_s"):
+        _require_positive(self, "data", "epochs", "chunk_size", "max_duration_s", "streaming_cache_gb")
+        for name in ("seed", "num_workers", "augmented_copies", "min_duration_s", "retry_timeout_s"):
             _require(getattr(self, name) >= 0, f"data.{name}", getattr(self, name), "a number that is not negative")
         _require_fraction(self, "data", "max_rejected_fraction")
         _require(
@@ -148,6 +166,15 @@ class DataConfig:
             raise ConfigurationError(
                 "data.include_original is False and data.augmented_copies is 0: no sample would be made"
             )
+        for name in ("train_manifest", "eval_manifest"):
+            value = getattr(self, name)
+            if value.startswith("hf://") and not value.startswith("hf://datasets/"):
+                _require(bool(HUB_MANIFEST.fullmatch(value)), f"data.{name}", value, "hf://org/name:split")
+
+    @property
+    def streaming_cache_bytes(self) -> int:
+        """`streaming_cache_gb` in bytes."""
+        return int(self.streaming_cache_gb * GIB)
 
 
 @dataclass
@@ -354,9 +381,13 @@ class Config:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings as nested dictionaries, with user and password cut out of `redis.url`."""
+        """All settings as nested dictionaries, with user and password cut out of URLs."""
         settings = dataclasses.asdict(self)
         settings["redis"]["url"] = _without_secrets(self.redis.url)
+        for name in ("train_manifest", "eval_manifest"):
+            manifest = settings["data"][name]
+            if "://" in manifest and not manifest.startswith("hf://") and set("@?") & set(manifest):
+                settings["data"][name] = _without_secrets(manifest)
         return settings
 
     def save(self, path: Path) -> None:

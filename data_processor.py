@@ -6,6 +6,7 @@ Nothing here imports torch or transformers at import time: every producer worker
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -18,6 +19,7 @@ import soxr
 from tokenizers import Tokenizer
 
 from audio_file import RecordingError, check_file, open_audio, read_mono
+from audio_sources import fetch_audio, fetch_header
 from config import DataConfig, ModelConfig, UserError
 from flac_decoder import open_mono_flac
 
@@ -102,14 +104,14 @@ def load_feature_spec(model_name: str) -> FeatureSpec:
         ) from error
 
 
-def load_waveform(path: str | os.PathLike[str], spec: FeatureSpec, data: DataConfig) -> np.ndarray:
+def load_waveform(audio: str | os.PathLike[str], spec: FeatureSpec, data: DataConfig) -> np.ndarray:
     """Decodes a recording to what the model hears.
 
     Reads every format of libsndfile (WAV, FLAC, Ogg Vorbis, Opus, MP3, …) at any sampling rate and with any number of
     channels. Files that would not fit are refused by their header, before their audio is read.
 
     Args:
-        path: the audio file.
+        audio: the audio file: a path, a URL or a place in a Parquet file, see `audio_sources`.
         spec: gives the sampling rate and the longest duration.
         data: gives the limits on the duration, and whether to normalise the peak.
 
@@ -118,8 +120,9 @@ def load_waveform(path: str | os.PathLike[str], spec: FeatureSpec, data: DataCon
 
     Raises:
         RecordingError: the file is missing, unreadable, truncated, too short, too long, or holds NaN or infinity.
+        SourceError: its store can't be reached.
     """
-    waveform, sampling_rate, frames = _decode(path, spec, data)
+    waveform, sampling_rate, frames = _decode(_fetch(audio, data), spec, data)
     if len(waveform) < frames - TRUNCATION_TOLERANCE_S * sampling_rate:
         found_s, expected_s = len(waveform) / sampling_rate, frames / sampling_rate
         raise RecordingError(f"truncated: {found_s:.2f} s of audio where the header says {expected_s:.2f} s")
@@ -137,25 +140,56 @@ def load_waveform(path: str | os.PathLike[str], spec: FeatureSpec, data: DataCon
     return np.divide(waveform, np.float32(level))
 
 
-def _decode(path: str | os.PathLike[str], spec: FeatureSpec, data: DataConfig) -> tuple[np.ndarray, int, int]:
-    """Decodes a file to one channel.
+def _decode(source: str | io.BytesIO, spec: FeatureSpec, data: DataConfig) -> tuple[np.ndarray, int, int]:
+    """Decodes a file, given by its path or its bytes, to one channel.
 
     Returns:
         Its samples, float32, or int16 where the file has whole numbers of 16 bits in one channel; its sampling rate;
         and how many samples its header promises.
     """
-    check_file(path)
-    flac = open_mono_flac(path)
+    check_file(source)
+    flac = open_mono_flac(source)
     if flac:
         check_duration(flac.frames / flac.sampling_rate, spec, data)
         samples = flac.decode()
         if samples is not None:
             return samples, flac.sampling_rate, flac.frames
-    with open_audio(path) as file:
+    with open_audio(source) as file:
         check_duration(file.frames / file.samplerate, spec, data)
         if file.subtype == "PCM_16" and file.channels == 1:
             return file.read(dtype="int16"), file.samplerate, file.frames
         return read_mono(file, file.frames), file.samplerate, file.frames
+
+
+def recording_duration_s(audio: str, data: DataConfig) -> float:
+    """Duration of a recording in seconds, by its header.
+
+    Raises:
+        RecordingError: the file is missing or unreadable.
+        SourceError: its store can't be reached.
+    """
+    try:
+        source, is_whole = fetch_header(audio, data)
+    except FileNotFoundError as error:
+        raise RecordingError("file not found") from error
+    try:
+        return _duration_s(source)
+    except RecordingError:
+        if is_whole:
+            raise
+    return _duration_s(_fetch(audio, data))  # what comes before the audio was longer than the part we had
+
+
+def _duration_s(source: str | io.BytesIO) -> float:
+    with open_audio(source) as file:
+        return float(file.frames / file.samplerate)
+
+
+def _fetch(audio: str | os.PathLike[str], data: DataConfig) -> str | io.BytesIO:
+    try:
+        return fetch_audio(audio, data)
+    except FileNotFoundError as error:
+        raise RecordingError("file not found") from error
 
 
 def check_duration(duration_s: float, spec: FeatureSpec, data: DataConfig) -> None:

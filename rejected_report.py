@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from config import UserError
+from remote_files import without_secrets
 
 
 class TooManyRejectedError(UserError):
@@ -33,7 +34,7 @@ class Rejection:
 
     def to_json(self) -> str:
         """The line of the report, without line end."""
-        return json.dumps(asdict(self), ensure_ascii=False)
+        return json.dumps({**asdict(self), "audio": without_secrets(self.audio)}, ensure_ascii=False)
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,12 @@ from torch.utils.data import Dataset, Sampler, get_worker_info
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
 from audio_file import RecordingError
+from audio_sources import reading_ahead
 from config import DataConfig, UserError
 from data_processor import FeatureSpec, TranscriptEncoder, load_waveform, log_mel
 from recordings import Recordings
 from redis_manager import PlanCard, SampleReader, StopRequested
+from remote_files import without_secrets
 from sample import Sample, SampleLimits, decode_sample, pad_batch
 
 RECORD = "record"
@@ -199,7 +201,8 @@ class EvaluationCollator(Collator):
 
     def collate(self, positions: Sequence[int]) -> dict[str, Any]:
         """Reads the recordings and makes their log-mels and labels."""
-        return self._make_batch([self._load(position) for position in positions])
+        with reading_ahead((self._recordings[position].audio for position in positions), self._data):
+            return self._make_batch([self._load(position) for position in positions])
 
     def _load(self, position: int) -> Sample:
         recording = self._recordings[position]
@@ -207,8 +210,8 @@ class EvaluationCollator(Collator):
             waveform = load_waveform(recording.audio, self._spec, self._data)
         except RecordingError as error:
             raise EvaluationError(
-                f"{recording.audio} of data.eval_manifest can no longer be read ({error}): put it back, or take it "
-                "out of the manifest, and start again; training goes on from the last checkpoint"
+                f"{without_secrets(recording.audio)} of data.eval_manifest can no longer be read ({error}): put it "
+                "back, or take it out of the manifest, and start again; training goes on from the last checkpoint"
             ) from error
         features, pad_value = log_mel(waveform, self._spec)
         return Sample(

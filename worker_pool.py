@@ -17,6 +17,7 @@ import numpy as np
 
 import audioaugmentations
 from audio_file import RecordingError
+from audio_sources import reading_ahead
 from audioaugmentations import AudioAugmentations, Choice
 from config import Config
 from data_processor import FeatureSpec, TranscriptEncoder, load_waveform, log_mel
@@ -82,12 +83,14 @@ class SampleMaker:
         Raises:
             WorkerError: too many recordings in a row can't be decoded.
         """
-        chunk = Chunk(start)
-        for position in range(start, stop):
-            sample, choice = self.make(position, chunk.rejected)
-            chunk.payloads.append(encode_sample(sample))
-            chunk.augmentations.update([step.name for step in choice.steps] if choice else ["original"])
-            chunk.seconds += sample.duration_s
+        chunk, recipe = Chunk(start), self._recipe
+        audios = (recipe.recordings[recipe.plan.draw(position).row].audio for position in range(start, stop))
+        with reading_ahead(audios, recipe.config.data):
+            for position in range(start, stop):
+                sample, choice = self.make(position, chunk.rejected)
+                chunk.payloads.append(encode_sample(sample))
+                chunk.augmentations.update([step.name for step in choice.steps] if choice else ["original"])
+                chunk.seconds += sample.duration_s
         return chunk
 
     def make(self, position: int, rejected: list[str]) -> tuple[Sample, Choice | None]:

@@ -8,6 +8,7 @@ import dataclasses
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,9 +19,12 @@ import pytest
 import redis
 import soundfile
 
-from config import RedisConfig
+import worker_pool
+from config import AudioAugmentationConfig, Config, DataConfig, ModelConfig, RedisConfig
+from data_processor import load_feature_spec, load_transcript_encoder
 from embedded_redis import find_executable, runtime_folder, start_embedded, stop_embedded
 from examples.make_tiny_checkpoint import make_tiny_checkpoint
+from recordings import Recordings, load_recordings
 from tests.runs import DIGITS, Run
 
 # --- redis: a server for the session, special ones for single tests, a proxy that loses replies ---
@@ -307,3 +311,145 @@ def make_run(tmp_path: Path, tiny_checkpoint: Path) -> Iterator[Callable[..., Ru
 def run(make_run: Callable[..., Run]) -> Run:
     """A run over 20 of the digits' recordings: 40 samples."""
     return make_run()
+
+
+@pytest.fixture
+def load(tiny_checkpoint, tmp_path) -> Callable[..., Recordings]:
+    """Loads a manifest; settings of DataConfig as keywords."""
+    spec = load_feature_spec(str(tiny_checkpoint))
+    encoder = load_transcript_encoder(ModelConfig(model_name=str(tiny_checkpoint), language="English"))
+
+    def _load(path: object, processes: int = 0, **settings) -> Recordings:
+        data = DataConfig(**{"cache_dir": str(tmp_path / "cache"), "retry_timeout_s": 3, **settings})
+        report = tmp_path / "out" / "rejected.jsonl"
+        return load_recordings(str(path), data, spec, encoder, report=report, processes=processes)
+
+    return _load
+
+
+@pytest.fixture
+def recipe_of(tiny_checkpoint, tmp_path) -> Callable[..., worker_pool.Recipe]:
+    """The recipe of a manifest; settings of DataConfig as keywords."""
+
+    def make(path: object, **settings) -> worker_pool.Recipe:
+        config = Config(
+            data=DataConfig(
+                **{"train_manifest": str(path), "cache_dir": str(tmp_path / "cache"), "chunk_size": 5, **settings}
+            ),
+            model=ModelConfig(model_name=str(tiny_checkpoint), language="English"),
+            audio_augmentation=AudioAugmentationConfig(far_field_rooms=1),
+        )
+        spec, encoder = load_feature_spec(str(tiny_checkpoint)), load_transcript_encoder(config.model)
+        recordings = load_recordings(
+            config.data.train_manifest, config.data, spec, encoder, report=tmp_path / "rejected.jsonl", processes=0
+        )
+        return worker_pool.make_recipe(config, recordings, spec, encoder)
+
+    return make
+
+
+# --- audio elsewhere: an S3 server, an HTTP server ---
+
+
+class S3Server:
+    """A server of the S3 protocol with one bucket, behind a gate: shut, the server has gone; open, it is back."""
+
+    def __init__(self) -> None:
+        self._inner_port, self.port = find_free_port(), find_free_port()
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self._inner_port)]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self._sockets: list[socket.socket] = []
+        _wait_for(lambda: _accepts(self._inner_port), timeout_s=60)
+        self._client().create_bucket(Bucket="bucket")
+
+    def put(self, key: str, content: bytes) -> str:
+        """Stores an object. Returns its URL."""
+        self._client().put_object(Bucket="bucket", Key=key, Body=content)
+        return f"s3://bucket/{key}"
+
+    def delete(self, key: str) -> None:
+        """Deletes an object."""
+        self._client().delete_object(Bucket="bucket", Key=key)
+
+    def start(self) -> None:
+        """Opens the gate."""
+        if not self._sockets:
+            self._sockets = [socket.create_server(("127.0.0.1", self.port))]
+            threading.Thread(target=self._accept, args=(self._sockets[0],), daemon=True).start()
+
+    def stop(self) -> None:
+        """Shuts the gate: connections break, and new ones are refused."""
+        for each in self._sockets:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+        self._sockets = []
+
+    def close(self) -> None:
+        """Ends the server."""
+        self.stop()
+        self._process.kill()
+        self._process.wait()
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                ends = [listener.accept()[0], socket.create_connection(("127.0.0.1", self._inner_port))]
+            except OSError:
+                return
+            self._sockets += ends
+            for source, sink in (ends, reversed(ends)):
+                threading.Thread(target=_pump, args=(source, sink), daemon=True).start()
+
+    def _client(self):
+        import boto3
+
+        url = f"http://127.0.0.1:{self._inner_port}"
+        return boto3.client(
+            "s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id="key", aws_secret_access_key="word"
+        )
+
+
+def _pump(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            sink.sendall(data)
+    for each in (source, sink):
+        with contextlib.suppress(OSError):
+            each.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture(scope="session")
+def s3_of_session() -> Iterator[S3Server]:
+    """One for the session: drivers keep connections to the port that they saw first."""
+    server = S3Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def s3(s3_of_session: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """A running S3 server, and the environment by which its driver finds it."""
+    s3_of_session.start()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3_of_session.port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "word",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_MAX_ATTEMPTS": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    return s3_of_session
+
+
+@pytest.fixture
+def http_folder(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A folder, and the URL at which an HTTP server shows it."""
+    folder = tmp_path / "web"
+    folder.mkdir()
+    port = find_free_port()
+    command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        _wait_for(lambda: _accepts(port))
+        yield folder, f"http://127.0.0.1:{port}"
+        server.kill()

@@ -13,8 +13,11 @@ ROOT = Path(__file__).parent.parent
 
 LAYERS = [
     ["config", "audio_file", "flac_decoder"],
-    ["command_line", "rejected_report", "process_executor", "manifest", "data_processor", "sample", "progress"],
-    ["speech_enhancement", "noise_sources", "room_acoustics", "time_stretch", "embedded_redis"],
+    ["remote_files"],
+    ["row_group_cache", "manifest"],
+    ["audio_sources", "parquet_manifest"],
+    ["command_line", "rejected_report", "process_executor", "data_processor", "sample", "progress"],
+    ["speech_enhancement", "noise_sources", "room_acoustics", "time_stretch", "embedded_redis", "recording_checks"],
     ["audioaugmentations", "recordings", "redis_server"],
     ["plan", "sample_queue"],
     ["sample_reader", "sample_writer", "worker_pool"],
@@ -39,6 +42,9 @@ NEVER = {
     "time_stretch": {*TORCH, "redis"},
     "data_processor": {"torch", "redis"},
     "recordings": {*TORCH, "redis"},
+    "remote_files": {*TORCH, "redis", "datasets", "librosa", "pyarrow"},
+    "row_group_cache": {*TORCH, "redis", "datasets", "librosa"},
+    "audio_sources": {*TORCH, "redis", "datasets", "librosa", "pyarrow", "fsspec"},
     "plan": {*TORCH, "redis"},
     "sample": {*TORCH, "redis"},
     "worker_pool": {*TORCH, "redis", "redis_manager"},

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config import AudioAugmentationConfig, Config, DataConfig
-from plan import ORIGINAL, Plan, fingerprint
+from plan import ORIGINAL, Blocks, Plan, fingerprint
 
 PLAN = Plan(seed=1, rows=50, epochs=3, include_original=True, augmented_copies=2)
 
@@ -61,6 +64,59 @@ def test_another_process_computes_the_same_plan():
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     draws = [PLAN.draw(i) for i in range(0, 450, 7)]
     assert other == str([(d.row, d.variant, PLAN.generator(d.position).integers(10**9)) for d in draws])
+
+
+BLOCKS = Blocks(recordings=(5, 20, 1, 10, 14) * 8, sizes=(500, 2100, 90, 1000, 1300) * 8, window_bytes=8000)
+BLOCK_PLAN = Plan(seed=1, rows=400, epochs=2, include_original=True, augmented_copies=1, blocks=BLOCKS)
+
+
+def block_of(row: int) -> int:
+    return int(np.searchsorted(np.cumsum(BLOCKS.recordings), row, side="right"))
+
+
+def test_a_sliding_window_has_each_variant_of_each_recording_once_in_another_order_each_epoch():
+    orders = [[(d.row, d.variant) for d in map(BLOCK_PLAN.draw, range(800 * e, 800 * (e + 1)))] for e in range(2)]
+    assert sorted(orders[0]) == sorted(orders[1]) == [(row, variant) for row in range(400) for variant in range(2)]
+    assert orders[0] != orders[1]
+
+
+def test_blocks_in_use_together_fit_into_the_window_and_one_block_more():
+    for epoch in range(2):
+        blocks = [block_of(BLOCK_PLAN.draw(p).row) for p in range(800 * epoch, 800 * (epoch + 1))]
+        first = {block: blocks.index(block) for block in set(blocks)}
+        last = {block: len(blocks) - 1 - blocks[::-1].index(block) for block in set(blocks)}
+        in_use = [sum(BLOCKS.sizes[b] for b in first if first[b] <= p <= last[b]) for p in range(800)]
+        assert max(in_use) <= BLOCKS.window_bytes + max(BLOCKS.sizes)
+        assert np.median(in_use) > BLOCKS.window_bytes / 2
+
+
+def test_blocks_come_in_another_order_each_epoch():
+    begins = [[block_of(BLOCK_PLAN.draw(p).row) for p in range(800 * e, 800 * e + 100)] for e in range(2)]
+    assert max(begins[0]) > 20
+    assert len(set(begins[0]) & set(begins[1])) < len(set(begins[0])) / 2
+
+
+def test_neighbours_in_the_stream_come_from_all_blocks_of_the_window():
+    blocks = [block_of(BLOCK_PLAN.draw(p).row) for p in range(800)]
+    assert np.median([len(set(blocks[p : p + 32])) for p in range(768)]) > 5
+
+
+def test_another_process_computes_the_same_sliding_window():
+    code = (
+        "import pickle, sys; p = pickle.load(open(sys.argv[1], 'rb'));"
+        "print([(p.draw(i).row, p.draw(i).variant) for i in range(0, 1600, 7)])"
+    )
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(pickle.dumps(BLOCK_PLAN))
+        file.flush()
+        other = subprocess.run([sys.executable, "-c", code, file.name], capture_output=True, text=True, check=True)
+    draws = [BLOCK_PLAN.draw(i) for i in range(0, 1600, 7)]
+    assert other.stdout.strip() == str([(d.row, d.variant) for d in draws])
+
+
+def test_blocks_that_are_not_those_of_the_recordings_are_refused():
+    with pytest.raises(ValueError, match="blocks of 400 recordings in a plan of 399"):
+        dataclasses.replace(BLOCK_PLAN, rows=399)
 
 
 def test_positions_outside_the_plan_do_not_exist():
