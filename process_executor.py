@@ -7,6 +7,7 @@ own, which breaks when the worker dies; a new worker then does the task again.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -139,12 +140,16 @@ class ProcessExecutor(Executor):
         # spawn: a fork would copy the parent's locks and hang in whatever library holds one
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, self._initializer, self._initargs), daemon=True)
+        process = context.Process(target=_work, args=(theirs,), daemon=True)
         process.start()
         theirs.close()  # the worker has the only other end, so that its death breaks the pipe
         self._processes[number] = process
         if self._closing.is_set():  # shut down since: nobody else would end this one
             process.kill()
+        # Not as an argument of the process: multiprocessing would wait for ever for a worker that dies before it has
+        # read more than a pipe holds.
+        with contextlib.suppress(OSError):  # it has died: its first task will tell
+            ours.send((self._initializer, self._initargs))
         return process, ours
 
 
@@ -155,9 +160,13 @@ def _ask(pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, .
     return succeeded, answer
 
 
-def _work(pipe: Connection, initializer: Callable[..., None] | None, initargs: tuple[Any, ...]) -> None:
+def _work(pipe: Connection) -> None:
     """A worker's main loop. It ends when the parent closes the pipe or dies."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        initializer, initargs = pipe.recv()
+    except (EOFError, OSError):
+        return
     if initializer:
         initializer(*initargs)
     while True:

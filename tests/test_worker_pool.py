@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -154,7 +155,7 @@ def child_workers() -> list[psutil.Process]:
     return [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
 
 
-class DeadlyRecipe(Recipe):
+class Deadly:
     """Kills every worker that unpickles it."""
 
     def __reduce__(self):
@@ -162,8 +163,7 @@ class DeadlyRecipe(Recipe):
 
 
 def test_workers_that_die_again_and_again_end_the_run_with_a_reason(make_recipe):
-    recipe = make_recipe()
-    deadly = DeadlyRecipe(**{name: getattr(recipe, name) for name in recipe.__dataclass_fields__})
+    deadly = dataclasses.replace(make_recipe(), encoder=Deadly())
     with (
         WorkerPool(deadly, 1) as pool,
         pytest.raises(WorkerError, match=f"{MAX_DEATHS} workers in a row died.*num_workers"),

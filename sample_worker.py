@@ -1,0 +1,151 @@
+"""What a worker does: it turns tasks into encoded samples.
+
+A worker knows the recipe, but neither the order of the stream nor the list of recordings, which may have millions of
+rows: a task brings what the plan says of its samples. So a worker is small and starts fast, and may run on a machine
+that has nothing of the producer's but the audio.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import audioaugmentations
+from audioaugmentations import AudioAugmentations, Choice
+from config import Config, UserError
+from data_processor import FeatureSpec, RecordingError, TranscriptEncoder, load_waveform, log_mel
+from plan import ORIGINAL, Draw, Plan
+from recordings import Recording
+from rejected_report import LateRejection
+from sample import Sample, encode_sample
+
+
+class NoiseFilesError(UserError):
+    """A worker finds other background noise than the producer."""
+
+
+@dataclass(frozen=True)
+class WorkerRecipe:
+    """All that a worker must know besides its tasks. Picklable, a few MB."""
+
+    config: Config
+    plan: Plan
+    spec: FeatureSpec
+    encoder: TranscriptEncoder
+    fingerprint: str
+    augmentations: str
+    """Identity of what the augmentations read from files (`audioaugmentations.fingerprint`)."""
+    prepared: dict[str, bytes]
+    """Files that the producer has made for the augmentations, name → content: the simulated rooms. Sent along, so that
+    no worker makes them again, in another way on another kind of CPU."""
+
+
+@dataclass(frozen=True)
+class SampleTask:
+    """One sample to make."""
+
+    draw: Draw
+    recordings: tuple[Recording, ...]
+    """The first of them that can be decoded is taken."""
+
+
+@dataclass(frozen=True)
+class MadeSample:
+    """What became of a task."""
+
+    position: int
+    payload: bytes | None
+    """The encoded sample; None: no recording of the task could be decoded."""
+    rejected: tuple[str, ...]
+    """JSON lines for the rejected report: recordings that failed to decode."""
+    augmentations: tuple[str, ...] = ()
+    """Names of what was applied; "original" alone when that is the plan."""
+    seconds: float = 0.0
+    """Duration of its audio."""
+
+
+class SampleWorker:
+    """Makes samples. Holds what is expensive to load, so that each process, or thread, has one of its own."""
+
+    def __init__(self, recipe: WorkerRecipe) -> None:
+        """
+        Raises:
+            UserError: the background noise is missing here, or differs from what the producer has found.
+        """
+        self._recipe = recipe
+        augmentation = recipe.config.audio_augmentation
+        if audioaugmentations.fingerprint(augmentation) != recipe.augmentations:
+            raise NoiseFilesError(
+                "the background noise here is not the producer's: expected files of the same names and sizes at "
+                f"{', '.join(augmentation.bg_noise_file_list)}; copy the producer's there, or share the folder"
+            )
+        with tempfile.TemporaryDirectory() as folder:  # the augmentations load what it holds at once
+            for name, content in recipe.prepared.items():
+                (Path(folder) / name).write_bytes(content)
+            self._augmentations = AudioAugmentations(augmentation, Path(folder), recipe.spec.window_samples)
+
+    def make(self, tasks: Sequence[SampleTask]) -> list[MadeSample]:
+        """The samples of these tasks, in their order."""
+        return [self._make(task) for task in tasks]
+
+    def _make(self, task: SampleTask) -> MadeSample:
+        rejected: list[str] = []
+        for recording in task.recordings:
+            try:
+                waveform = load_waveform(recording.audio, self._recipe.spec, self._recipe.config.data)
+            except RecordingError as error:
+                rejection = LateRejection(
+                    recording.row, recording.id, recording.audio, str(error), task.draw.position,
+                    self._recipe.fingerprint,
+                )  # fmt: skip
+                rejected.append(rejection.to_json())
+            else:
+                sample, choice = self._augment(task.draw, recording, waveform)
+                names = tuple(step.name for step in choice.steps) if choice else ("original",)
+                return MadeSample(
+                    task.draw.position, encode_sample(sample), tuple(rejected), names, sample.duration_s
+                )
+        return MadeSample(task.draw.position, None, tuple(rejected))
+
+    def _augment(self, draw: Draw, recording: Recording, waveform: np.ndarray) -> tuple[Sample, Choice | None]:
+        """The sample, and what was done to it (None: nothing, by plan)."""
+        recipe, choice = self._recipe, None
+        generator = recipe.plan.generator(draw.position)
+        if draw.variant != ORIGINAL:
+            choice = self._augmentations.choose(draw.turn, len(waveform), generator)
+            waveform = self._augmentations.apply_waveform(waveform, choice, generator)
+        features, pad_value = log_mel(waveform, recipe.spec)
+        if choice:
+            features = self._augmentations.apply_log_mel(features, choice, generator)
+        sample = Sample(
+            input_features=features.astype(recipe.config.data.feature_dtype),
+            labels=recipe.encoder.encode(recording.transcript),
+            position=draw.position,
+            id=recording.id,
+            pad_value=pad_value,
+            augmentation=choice.label if choice else "original",
+            duration_s=len(waveform) / recipe.spec.sampling_rate,
+            plan=recipe.fingerprint,
+        )
+        return sample, choice
+
+
+_worker: SampleWorker | None = None
+"""This process' own; None where no local worker process was started."""
+
+
+def start_worker(recipe: WorkerRecipe) -> None:
+    """First act of a local worker process."""
+    global _worker
+    _worker = SampleWorker(recipe)
+
+
+def make_samples(tasks: Sequence[SampleTask]) -> list[MadeSample]:
+    """What a local worker process is asked to do."""
+    if _worker is None:
+        raise RuntimeError("this process is no worker")
+    return _worker.make(tasks)
