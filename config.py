@@ -115,7 +115,7 @@ class DataConfig:
     num_workers: int = 0
     """Processes of this machine that scan the manifest and augment. 0: one per CPU core."""
     executor: str = ""
-    """Address of a dask.distributed scheduler whose workers augment, tcp://host:8786 or tls://host:8786: docs/scaling.md
+    """Address of a dask.distributed scheduler whose workers augment (tcp://host:8786, tls://host:8786): docs/scaling.md
     tells how to start them. Empty: processes of this machine do."""
     include_original: bool = True
     """Also train on each recording as it is, besides its augmented copies."""

@@ -8,8 +8,9 @@ that has nothing of the producer's but the audio.
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -53,19 +54,20 @@ class SampleTask:
     """The first of them that can be decoded is taken."""
 
 
-@dataclass(frozen=True)
-class MadeSample:
-    """What became of a task."""
+@dataclass
+class Chunk:
+    """Encoded samples, of consecutive positions when it leaves the worker pool."""
 
-    position: int
-    payload: bytes | None
-    """The encoded sample; None: no recording of the task could be decoded."""
-    rejected: tuple[str, ...]
-    """JSON lines for the rejected report: recordings that failed to decode."""
-    augmentations: tuple[str, ...] = ()
-    """Names of what was applied; "original" alone when that is the plan."""
+    start: int
+    """Position of the first."""
+    payloads: list[bytes] = field(default_factory=list)
+    """Empty for a sample none of whose recordings can be decoded: the pool puts that right."""
+    rejected: list[str] = field(default_factory=list)
+    """JSON lines for the rejected report: recordings that failed to decode and were replaced."""
+    augmentations: Counter[str] = field(default_factory=Counter)
+    """Samples per augmentation, "original" among them."""
     seconds: float = 0.0
-    """Duration of its audio."""
+    """Duration of the audio in all samples."""
 
 
 class SampleWorker:
@@ -88,28 +90,32 @@ class SampleWorker:
                 (Path(folder) / name).write_bytes(content)
             self._augmentations = AudioAugmentations(augmentation, Path(folder), recipe.spec.window_samples)
 
-    def make(self, tasks: Sequence[SampleTask]) -> list[MadeSample]:
-        """The samples of these tasks, in their order."""
-        return [self._make(task) for task in tasks]
+    def make(self, tasks: Sequence[SampleTask]) -> Chunk:
+        """The samples of these tasks, at least one, in their order."""
+        chunk = Chunk(tasks[0].draw.position)
+        for task in tasks:
+            found = self._load(task, chunk.rejected)
+            if found is None:
+                chunk.payloads.append(b"")
+                continue
+            sample, choice = self._augment(task.draw, *found)
+            chunk.payloads.append(encode_sample(sample))
+            chunk.augmentations.update([step.name for step in choice.steps] if choice else ["original"])
+            chunk.seconds += sample.duration_s
+        return chunk
 
-    def _make(self, task: SampleTask) -> MadeSample:
-        rejected: list[str] = []
+    def _load(self, task: SampleTask, rejected: list[str]) -> tuple[Recording, np.ndarray] | None:
+        """The first recording of the task that can be decoded, and its waveform."""
         for recording in task.recordings:
             try:
-                waveform = load_waveform(recording.audio, self._recipe.spec, self._recipe.config.data)
+                return recording, load_waveform(recording.audio, self._recipe.spec, self._recipe.config.data)
             except RecordingError as error:
                 rejection = LateRejection(
                     recording.row, recording.id, recording.audio, str(error), task.draw.position,
                     self._recipe.fingerprint,
                 )  # fmt: skip
                 rejected.append(rejection.to_json())
-            else:
-                sample, choice = self._augment(task.draw, recording, waveform)
-                names = tuple(step.name for step in choice.steps) if choice else ("original",)
-                return MadeSample(
-                    task.draw.position, encode_sample(sample), tuple(rejected), names, sample.duration_s
-                )
-        return MadeSample(task.draw.position, None, tuple(rejected))
+        return None
 
     def _augment(self, draw: Draw, recording: Recording, waveform: np.ndarray) -> tuple[Sample, Choice | None]:
         """The sample, and what was done to it (None: nothing, by plan)."""
@@ -144,7 +150,7 @@ def start_worker(recipe: WorkerRecipe) -> None:
     _worker = SampleWorker(recipe)
 
 
-def make_samples(tasks: Sequence[SampleTask]) -> list[MadeSample]:
+def make_samples(tasks: Sequence[SampleTask]) -> Chunk:
     """What a local worker process is asked to do."""
     if _worker is None:
         raise RuntimeError("this process is no worker")

@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -24,7 +24,7 @@ from plan import fingerprint, make_plan
 from process_executor import ProcessExecutor, WorkerError
 from recordings import Recording, Recordings
 from room_acoustics import room_bank_path
-from sample_worker import MadeSample, SampleTask, SampleWorker, WorkerRecipe, make_samples, start_worker
+from sample_worker import Chunk, SampleTask, SampleWorker, WorkerRecipe, make_samples, start_worker
 
 MAX_RECORDINGS = 20
 """Recordings in a row that may fail to decode before the run stops: then the files are gone, not bad."""
@@ -55,12 +55,13 @@ class Recipe(WorkerRecipe):
 
     def _recording(self, row: int) -> Recording:
         recording = self.recordings[row]
-        return dataclasses.replace(recording, audio=anywhere(recording.audio))
+        audio = anywhere(recording.audio)
+        return recording if audio == recording.audio else dataclasses.replace(recording, audio=audio)
 
 
 def anywhere(path: str) -> str:
     """`path` as a worker understands it whose working directory is another; a URL as it is."""
-    return path if "://" in path else os.path.abspath(path)
+    return path if os.path.isabs(path) or "://" in path else os.path.abspath(path)
 
 
 def make_recipe(config: Config, recordings: Recordings, spec: FeatureSpec, encoder: TranscriptEncoder) -> Recipe:
@@ -94,29 +95,14 @@ def _prepared_files(config: Config) -> dict[str, bytes]:
     return {bank.name: bank.read_bytes()}
 
 
-@dataclass
-class Chunk:
-    """Encoded samples of consecutive positions."""
-
-    start: int
-    """Position of the first."""
-    payloads: list[bytes] = field(default_factory=list)
-    rejected: list[str] = field(default_factory=list)
-    """JSON lines for the rejected report: recordings that failed to decode and were replaced."""
-    augmentations: Counter[str] = field(default_factory=Counter)
-    """Samples per augmentation, "original" among them."""
-    seconds: float = 0.0
-    """Duration of the audio in all samples."""
-
-
 class Workers(Protocol):
-    """Whoever makes samples."""
+    """Whoever makes samples: processes of this machine, or of a cluster."""
 
     @property
     def slots(self) -> int:
-        """Tasks lists that they can work on at once, just now."""
+        """How many of them there are, just now."""
 
-    def submit(self, tasks: Sequence[SampleTask]) -> Future[list[MadeSample]]:
+    def submit(self, tasks: Sequence[SampleTask]) -> Future[Chunk]:
         """Has one of them make these samples."""
 
     def close(self) -> None:
@@ -206,17 +192,21 @@ class _ChunkUnderWay:
         self.start = start
         self._recipe, self._workers = recipe, workers
         self._made = workers.submit(recipe.tasks(start, stop))
-        self._replacing: Future[list[MadeSample]] | None = None
+        self._replacing: Future[Chunk] | None = None
         self._looked = False
+        self._failed: list[int] = []
+        """Places in the chunk whose recordings can't be decoded."""
 
     def replace_failures(self) -> None:
         """Has what could not be decoded made from other recordings, once it is known: long before it is needed."""
         if self._looked or not self._made.done() or self._made.exception():
             return
         self._looked = True
-        failed = [sample.position for sample in self._made.result() if sample.payload is None]
-        if failed:
-            self._replacing = self._workers.submit([self._recipe.replacing(position) for position in failed])
+        made = self._made.result()
+        self._failed = [index for index, payload in enumerate(made.payloads) if not payload]
+        if self._failed:
+            tasks = [self._recipe.replacing(self.start + index) for index in self._failed]
+            self._replacing = self._workers.submit(tasks)
 
     def result(self, timeout_s: float) -> Chunk:
         """The chunk.
@@ -225,24 +215,22 @@ class _ChunkUnderWay:
             TimeoutError: it is not ready yet.
             WorkerError: too many recordings in a row can't be decoded.
         """
-        made = self._made.result(timeout_s)
+        chunk = self._made.result(timeout_s)
         self.replace_failures()
-        replaced = {sample.position: sample for sample in self._replacing.result(timeout_s)} if self._replacing else {}
-        chunk = Chunk(self.start)
-        for sample in made:
-            chunk.rejected += sample.rejected
-            if sample.payload is None:
-                sample = replaced[sample.position]
-                chunk.rejected += sample.rejected
-            if sample.payload is None:
-                raise WorkerError(
-                    f"{MAX_RECORDINGS} recordings in a row can't be decoded: is the disk still mounted? "
-                    f"Last: {chunk.rejected[-1]}"
-                )
-            chunk.payloads.append(sample.payload)
-            chunk.augmentations.update(sample.augmentations)
-            chunk.seconds += sample.seconds
-        return chunk
+        if not self._replacing:
+            return chunk
+        replaced = self._replacing.result(timeout_s)
+        rejected = chunk.rejected + replaced.rejected
+        if not all(replaced.payloads):
+            raise WorkerError(
+                f"{MAX_RECORDINGS} recordings in a row can't be decoded: is the disk still mounted? "
+                f"Last: {rejected[-1]}"
+            )
+        payloads = list(chunk.payloads)
+        for index, payload in zip(self._failed, replaced.payloads, strict=True):
+            payloads[index] = payload
+        augmentations = chunk.augmentations + replaced.augmentations
+        return Chunk(self.start, payloads, rejected, augmentations, chunk.seconds + replaced.seconds)
 
     def cancel(self) -> None:
         """Nobody wants it any more."""
@@ -274,7 +262,7 @@ class _LocalProcesses:
         self.slots = processes
         self._executor = ProcessExecutor(processes, start_worker, (recipe,))
 
-    def submit(self, tasks: Sequence[SampleTask]) -> Future[list[MadeSample]]:
+    def submit(self, tasks: Sequence[SampleTask]) -> Future[Chunk]:
         return self._executor.submit(make_samples, tasks)
 
     def close(self) -> None:
@@ -289,8 +277,8 @@ class _ThisProcess:
     def __init__(self, recipe: WorkerRecipe) -> None:
         self._worker = SampleWorker(recipe)
 
-    def submit(self, tasks: Sequence[SampleTask]) -> Future[list[MadeSample]]:
-        future: Future[list[MadeSample]] = Future()
+    def submit(self, tasks: Sequence[SampleTask]) -> Future[Chunk]:
+        future: Future[Chunk] = Future()
         future.set_result(self._worker.make(tasks))
         return future
 

@@ -18,9 +18,12 @@ import pytest
 import redis
 import soundfile
 
-from config import RedisConfig
+import worker_pool
+from config import AudioAugmentationConfig, Config, DataConfig, ModelConfig, RedisConfig
+from data_processor import load_feature_spec, load_transcript_encoder
 from embedded_redis import find_executable, runtime_folder, start_embedded, stop_embedded
 from examples.make_tiny_checkpoint import make_tiny_checkpoint
+from recordings import load_recordings
 
 DIGITS = Path(__file__).parent.parent / "examples" / "digits"
 
@@ -226,3 +229,36 @@ def write_manifest(tmp_path: Path) -> Callable[[Sequence[Mapping[str, object]]],
         return path
 
     return write
+
+
+@pytest.fixture
+def make_recipe(
+    tiny_checkpoint: Path, tmp_path: Path, write_recording: Callable[..., Path], write_manifest: Callable[..., Path]
+) -> Callable[..., worker_pool.Recipe]:
+    """A recipe over 12 recordings of 1 to 2 s; settings of DataConfig and AudioAugmentationConfig as dictionaries."""
+
+    def make(data: dict | None = None, augmentation: dict | None = None) -> worker_pool.Recipe:
+        rows = [
+            {
+                "audio": write_recording(f"clips/{i}.flac", 1 + i / 12).relative_to(tmp_path),
+                "text": f"text {i}",
+                "id": f"r{i}",
+            }
+            for i in range(12)
+        ]
+        config = Config(
+            data=DataConfig(
+                train_manifest=str(write_manifest(rows)),
+                cache_dir=str(tmp_path / "cache"),
+                **{"chunk_size": 8, **(data or {})},
+            ),
+            model=ModelConfig(model_name=str(tiny_checkpoint), language="English"),
+            audio_augmentation=AudioAugmentationConfig(**{"far_field_rooms": 1, **(augmentation or {})}),
+        )
+        spec, encoder = load_feature_spec(str(tiny_checkpoint)), load_transcript_encoder(config.model)
+        recordings = load_recordings(
+            config.data.train_manifest, config.data, spec, encoder, report=tmp_path / "rejected.jsonl", processes=0
+        )
+        return worker_pool.make_recipe(config, recordings, spec, encoder)
+
+    return make

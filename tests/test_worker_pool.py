@@ -17,44 +17,9 @@ import psutil
 import pytest
 
 import audioaugmentations
-from config import AudioAugmentationConfig, Config, DataConfig, ModelConfig
-from data_processor import load_feature_spec, load_transcript_encoder
 from process_executor import MAX_DEATHS, WorkerError
-from recordings import load_recordings
 from sample import SampleLimits, decode_sample
 from worker_pool import Recipe, SampleMaker, WorkerPool
-from worker_pool import make_recipe as make_recipe_of
-
-
-@pytest.fixture
-def make_recipe(tiny_checkpoint, tmp_path, write_recording, write_manifest):
-    """A recipe over 12 recordings of 1 to 2 s; settings of DataConfig and AudioAugmentationConfig as dictionaries."""
-
-    def make(data: dict | None = None, augmentation: dict | None = None) -> Recipe:
-        rows = [
-            {
-                "audio": write_recording(f"clips/{i}.flac", 1 + i / 12).relative_to(tmp_path),
-                "text": f"text {i}",
-                "id": f"r{i}",
-            }
-            for i in range(12)
-        ]
-        config = Config(
-            data=DataConfig(
-                train_manifest=str(write_manifest(rows)),
-                cache_dir=str(tmp_path / "cache"),
-                **{"chunk_size": 8, **(data or {})},
-            ),
-            model=ModelConfig(model_name=str(tiny_checkpoint), language="English"),
-            audio_augmentation=AudioAugmentationConfig(**{"far_field_rooms": 1, **(augmentation or {})}),
-        )
-        spec, encoder = load_feature_spec(str(tiny_checkpoint)), load_transcript_encoder(config.model)
-        recordings = load_recordings(
-            config.data.train_manifest, config.data, spec, encoder, report=tmp_path / "rejected.jsonl", processes=0
-        )
-        return make_recipe_of(config, recordings, spec, encoder)
-
-    return make
 
 
 def never() -> None:
