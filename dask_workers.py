@@ -1,7 +1,7 @@
 """Workers of a Dask cluster: sends them tasks, brings back chunks, and finds the scheduler again when it was away.
 
-Dask itself gives the tasks of a worker that died to another. Added here: the workers are counted all the time, since they
-may come and go; a scheduler that is started again gets all that was under way once more; and failures say what to do.
+Dask itself gives the tasks of a worker that died to another. Added here: the workers are counted again and again, since
+they come and go; a scheduler that is started again gets all that was under way once more; failures say what to do.
 """
 
 from __future__ import annotations
@@ -102,17 +102,13 @@ class DaskWorkers:
             client.close(timeout=GOODBYE_S)  # the scheduler drops the tasks that nobody waits for any more
 
     def _connect(self) -> Client:
+        client = _connect(self._address)
         try:
-            client = Client(
-                self._address, timeout=CONNECT_S, name="whisper-producer", set_as_default=False, direct_to_workers=True
-            )
             client.register_plugin(self._plugin, name=self._name)
             self._slots = sum(client.nthreads().values())
-        except (OSError, TypeError, ValueError) as error:  # TypeError: tls:// without certificates
-            raise SchedulerError(
-                f"no Dask scheduler answers at data.executor {self._address} ({error}): start one (dask scheduler "
-                "--port PORT), or correct --data.executor, or leave that out to use the cores of this machine"
-            ) from error
+        except OSError as error:
+            client.close(timeout=GOODBYE_S)
+            raise _scheduler_error(self._address, error) from error
         logger.info("Dask scheduler %s: %d worker threads", self._address, self._slots)
         _start(client, self._watch(client))
         return client
@@ -202,6 +198,29 @@ class DaskWorkers:
         for task in tasks:
             if task.chunk.set_running_or_notify_cancel():
                 task.chunk.set_exception(error)
+
+
+def check_scheduler(address: str) -> None:
+    """Sees whether a scheduler answers.
+
+    Raises:
+        SchedulerError: none does.
+    """
+    _connect(address).close(timeout=GOODBYE_S)
+
+
+def _connect(address: str) -> Client:
+    try:
+        return Client(address, timeout=CONNECT_S, name="whisper-producer", set_as_default=False, direct_to_workers=True)
+    except (OSError, TypeError, ValueError) as error:  # TypeError: tls:// without certificates
+        raise _scheduler_error(address, error) from error
+
+
+def _scheduler_error(address: str, error: Exception) -> SchedulerError:
+    return SchedulerError(
+        f"no Dask scheduler answers at data.executor {address} ({error}): start one (dask scheduler --port PORT), or "
+        "correct --data.executor, or leave that out to use the cores of this machine"
+    )
 
 
 def _start(client: Client, coroutine: Coroutine[Any, Any, None]) -> None:

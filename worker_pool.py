@@ -7,6 +7,7 @@ takes nothing with it: another makes the same positions again, to the same bytes
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 import socket
 from collections import deque
@@ -14,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Protocol
 
 import audioaugmentations
@@ -239,20 +240,35 @@ class _ChunkUnderWay:
             self._replacing.cancel()
 
 
+def check_executor(config: Config) -> None:
+    """Tells of a `data.executor` that can't be used before anything that takes long.
+
+    Raises:
+        UserError: no scheduler answers there, or Dask is not installed here.
+    """
+    if config.data.executor:
+        _import_dask_workers(config).check_scheduler(config.data.executor)
+
+
 def _find_workers(recipe: Recipe, processes: int) -> Workers:
     config = recipe.config
     if not config.data.executor:
         return _LocalProcesses(recipe.for_workers(), processes)
-    try:
-        from dask_workers import DaskWorkers
-    except ModuleNotFoundError as error:
-        raise WorkerError(
-            f"data.executor is {config.data.executor!r} but {error.name} is not installed: "
-            "pip install -r requirements-cluster.txt"
-        ) from error
     # One producer feeds a queue: whoever comes after it takes its place with the workers too.
     name = f"whisper producer of {socket.gethostname()} for {config.redis.namespace} at {config.redis.address}"
-    return DaskWorkers(config.data.executor, name, recipe.for_workers())
+    workers: Workers = _import_dask_workers(config).DaskWorkers(config.data.executor, name, recipe.for_workers())
+    return workers
+
+
+def _import_dask_workers(config: Config) -> ModuleType:
+    """Only when asked for: the base installation has no Dask, and the worker processes of this machine no use for it."""
+    try:
+        return importlib.import_module("dask_workers")
+    except ModuleNotFoundError as error:
+        raise WorkerError(
+            f"data.executor is {config.data.executor!r} but the package {error.name} is not installed: "
+            "pip install -r requirements-cluster.txt"
+        ) from error
 
 
 class _LocalProcesses:
