@@ -7,7 +7,6 @@ takes nothing with it: another makes the same positions again, to the same bytes
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import os
 import socket
 from collections import deque
@@ -261,14 +260,15 @@ def _find_workers(recipe: Recipe, processes: int) -> Workers:
 
 
 def _import_dask_workers(config: Config) -> ModuleType:
-    """Only when asked for: the base installation has no Dask, and the worker processes of this machine no use for it."""
+    """Only when asked for: the base installation has no Dask, and a worker process of this machine no use for it."""
     try:
-        return importlib.import_module("dask_workers")
+        import dask_workers
     except ModuleNotFoundError as error:
         raise WorkerError(
             f"data.executor is {config.data.executor!r} but the package {error.name} is not installed: "
             "pip install -r requirements-cluster.txt"
         ) from error
+    return dask_workers
 
 
 class _LocalProcesses:
