@@ -69,14 +69,19 @@ def measure_dask(folder: Path, settings: Settings) -> dict[str, float]:
     with cluster(folder, settings.workers) as scheduler:
         on_dask = with_data(recipe, executor=f"tcp://127.0.0.1:{PORT}")
         for _ in range(ROUNDS):  # in turn, so that what else the machine does hits both
-            local.append(run(recipe, settings)[0])
-            remote.append(run(on_dask, settings)[0])
+            local.append(run(recipe, settings))
+            remote.append(run(on_dask, settings, scheduler))
         # So many small tasks that what both processes use while they idle does not count.
         _, here_ms, _ = run(with_data(recipe, chunk_size=1), settings)
         _, producer_ms, scheduler_ms = run(with_data(on_dask, chunk_size=1), settings, scheduler)
+    rates, producer_chunk_ms = [
+        [statistics.median(run[kind] for run in runs) for runs in (local, remote)] for kind in (0, 1)
+    ]
     return {
-        f"samples/s, local processes: {settings.workers}": statistics.median(local),
-        f"samples/s, Dask workers: {settings.workers}": statistics.median(remote),
+        f"samples/s, local processes: {settings.workers}": rates[0],
+        f"samples/s, Dask workers: {settings.workers}": rates[1],
+        "producer's CPU, ms per chunk of 32, local": producer_chunk_ms[0],
+        "producer's CPU, ms per chunk of 32, Dask": producer_chunk_ms[1],
         "producer's CPU, ms per task of one sample, local": here_ms,
         "producer's CPU, ms per task of one sample, Dask": producer_ms,
         "scheduler's CPU, ms per task of one sample": scheduler_ms,
