@@ -135,8 +135,9 @@ def test_neither_the_cache_folder_nor_the_project_need_be_where_the_workers_are(
 
 
 def test_workers_that_join_later_are_used(make_recipe, cluster, caplog, monkeypatch):
-    monkeypatch.setattr(dask_workers, "LOOK_S", 0.2)
-    recipe = make_recipe({"epochs": 10, "chunk_size": 10})
+    monkeypatch.setattr(dask_workers, "LOOK_S", 0.1)
+    caplog.set_level("INFO")
+    recipe = make_recipe({"epochs": 40, "chunk_size": 10})
     expected = SampleMaker(recipe).make_chunk(0, len(recipe.plan)).payloads
     made, position, beats = [], 0, []
 
@@ -152,10 +153,21 @@ def test_workers_that_join_later_are_used(make_recipe, cluster, caplog, monkeypa
             if position == 100:
                 cluster.start_worker()
                 cluster.wait_for_workers(2)
+            if position == 600:
                 cluster.workers[0].kill()
     assert beats, "the first chunk was there before any worker"
     assert "has no workers; start some on each machine: dask worker" in caplog.text
+    assert [n for n in (0, 1, 2) if f"{n} worker threads" in caplog.text] == [0, 1, 2]
     assert made == expected
+
+
+def test_chunks_may_begin_anywhere(make_recipe, cluster):
+    recipe = make_recipe({"chunk_size": 7})
+    expected = SampleMaker(recipe).make_chunk(0, len(recipe.plan)).payloads
+    cluster.start_worker()
+    with WorkerPool(on(cluster, recipe), 1) as pool:
+        for position in (50, 57, 3, 119, 0):
+            assert pool.chunk_at(position, never).payloads == expected[position : position + 7]
 
 
 def test_several_threads_of_a_worker_do_not_disturb_each_other(make_recipe, cluster):
@@ -255,6 +267,20 @@ def test_a_scheduler_that_is_started_again_gets_everything_once_more(make_recipe
             cluster.start_worker()
 
     assert payloads(stream(on(cluster, recipe), restart_scheduler)) == expected
+
+
+def test_a_cluster_that_someone_restarts_goes_on(make_recipe, cluster):
+    recipe = make_recipe({"epochs": 10, "chunk_size": 10})
+    expected = SampleMaker(recipe).make_chunk(0, len(recipe.plan)).payloads
+    cluster.start_worker("--nanny")
+    cluster.wait_for_workers(1)
+
+    def restart(position: int) -> None:
+        if position == 100:
+            with cluster.client() as client:
+                client.restart()
+
+    assert payloads(stream(on(cluster, recipe), restart)) == expected
 
 
 def test_a_scheduler_that_stays_away_ends_the_run_with_a_reason(make_recipe, cluster, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ import pytest
 import audioaugmentations
 from process_executor import MAX_DEATHS, WorkerError
 from sample import SampleLimits, decode_sample
-from worker_pool import Recipe, SampleMaker, WorkerPool
+from worker_pool import Recipe, SampleMaker, WorkerPool, anywhere
 
 
 def never() -> None:
@@ -93,7 +94,40 @@ def test_a_recording_that_fails_late_is_replaced_and_reported(make_recipe, tmp_p
     assert {report["position"] for report in reports} == set(hit)
     assert all(report["id"] == "r5" and "not readable" in report["reason"] for report in reports)
     assert [p for p in range(120) if chunk.payloads[p] != before[p]] == hit
+    for position in hit:
+        drawn = (recipe.plan.replacement(position, attempt) for attempt in range(1, 20))
+        assert f'"id":"r{next(row for row in drawn if row != 5)}"' in header_of(chunk.payloads[position])
     assert SampleMaker(recipe).make_chunk(0, 120).payloads == chunk.payloads
+
+
+def header_of(payload: bytes) -> str:
+    """The beginning of a sample, without blanks and escapes."""
+    return payload[:2000].decode("utf-8", "replace").replace(" ", "").replace("\\", "")
+
+
+def test_workers_hear_the_rooms_that_the_producer_has_made(make_recipe):
+    recipe = make_recipe()
+    (name, content), *others = recipe.prepared.items()
+    assert not others
+    with np.load(io.BytesIO(content)) as rooms:
+        silenced = {room: np.where(np.arange(len(taps)) == 40, taps, 0) for room, taps in rooms.items()}
+    changed = io.BytesIO()
+    np.savez(changed, allow_pickle=False, **silenced)
+    without_echo = dataclasses.replace(recipe, prepared={name: changed.getvalue()})
+    before, after = stream(recipe, 1), stream(without_echo, 1)
+    differing = {
+        header_of(a).partition('"augmentation":"')[2].partition("=")[0]
+        for a, b in zip(before, after, strict=True)
+        if a != b
+    }
+    assert differing == {"far_field"}
+
+
+def test_paths_mean_the_same_to_workers_in_another_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert anywhere("clips/1.flac") == str(tmp_path / "clips" / "1.flac")
+    assert anywhere("/data/1.flac") == "/data/1.flac"
+    assert anywhere("s3://bucket/1.flac") == "s3://bucket/1.flac"
 
 
 def test_when_nothing_can_be_decoded_the_run_stops(make_recipe, tmp_path):
