@@ -118,10 +118,14 @@ class SamplePlugin(WorkerPlugin):
 
 
 def task_function(name: str) -> Callable[[bytes], Any]:
-    """The function of a Dask task: has the plugin `name` of the worker that it comes to make samples."""
+    """The function of a Dask task: has the plugin `name` of the worker that it comes to make samples.
+
+    It returns None where there is no such plugin: the scheduler was started again, and knows nothing of the producer.
+    """
 
     def make_samples(tasks: bytes) -> Any:  # local, so that Dask sends it by value
-        return get_worker().plugins[name].run(tasks)  # type: ignore[attr-defined]
+        plugin = get_worker().plugins.get(name)
+        return plugin.run(tasks) if plugin else None  # type: ignore[attr-defined]
 
     return make_samples
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import platform
 import threading
 import time
 from collections.abc import Coroutine, Sequence
@@ -16,6 +17,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
+import dask
 import distributed
 from distributed import Client, KilledWorker
 
@@ -104,8 +106,13 @@ class DaskWorkers:
     def _connect(self) -> Client:
         client = _connect(self._address)
         try:
+            versions: Any = client.get_versions()
+            check_python(versions)
             client.register_plugin(self._plugin, name=self._name)
             self._slots = sum(client.nthreads().values())
+        except SchedulerError:
+            client.close(timeout=GOODBYE_S)
+            raise
         except OSError as error:
             client.close(timeout=GOODBYE_S)
             raise _scheduler_error(self._address, error) from error
@@ -134,10 +141,12 @@ class DaskWorkers:
         with self._lock:
             if task not in self._under_way or client is not self._client:  # cancelled, or sent again by another client
                 return
-            if not (answers or error):  # the scheduler has gone, or was told to forget everything
-                if client.status == "running":
-                    self._send(client, task)
-                return  # else `_watch` sees it
+            if not (answers or error) and client.status == "running":  # the scheduler was told to forget everything
+                self._send(client, task)
+                return
+            if not error and answers in ([], [None]):  # the scheduler has gone, or is another one that does not know us
+                self._lose(client)
+                return
             self._under_way.discard(task)
         if not task.chunk.set_running_or_notify_cancel():
             return
@@ -165,9 +174,11 @@ class DaskWorkers:
                 )  # fmt: skip
             await asyncio.sleep(LOOK_S)
         with self._lock:
-            if client is not self._client:  # closed
-                return
-            self._client = None
+            if client is self._client:
+                self._lose(client)
+
+    def _lose(self, client: Client) -> None:
+        self._client = None
         threading.Thread(target=self._reconnect, args=(client,), daemon=True).start()
 
     def _reconnect(self, lost: Client) -> None:
@@ -210,10 +221,33 @@ def check_scheduler(address: str) -> None:
 
 
 def _connect(address: str) -> Client:
+    # By themselves Dask's clients have the scheduler pass all results on: here that would be the whole stream.
+    direct = dask.config.get("distributed.client.direct-to-workers") is not False
     try:
-        return Client(address, timeout=CONNECT_S, name="whisper-producer", set_as_default=False, direct_to_workers=True)
+        return Client(
+            address, timeout=CONNECT_S, name="whisper-producer", set_as_default=False, direct_to_workers=direct
+        )
     except (OSError, TypeError, ValueError) as error:  # TypeError: tls:// without certificates
         raise _scheduler_error(address, error) from error
+
+
+def check_python(versions: dict[str, Any]) -> None:
+    """Refuses a cluster with another Python than this one: what it is sent could not be loaded there.
+
+    Args:
+        versions: as `distributed.Client.get_versions` tells them.
+
+    Raises:
+        SchedulerError: the scheduler or a worker has another one.
+    """
+    here = platform.python_version_tuple()[:2]
+    for place, facts in {"the scheduler": versions["scheduler"], **versions["workers"]}.items():
+        there = facts["host"]["python"].split(".")
+        if tuple(there[:2]) != here:
+            raise SchedulerError(
+                f"{place} of the Dask cluster has Python {'.'.join(there[:3])}, the producer "
+                f"{platform.python_version()}: start the producer, the scheduler and the workers with the same one"
+            )
 
 
 def _scheduler_error(address: str, error: Exception) -> SchedulerError:

@@ -21,7 +21,7 @@ import soundfile
 
 import dask_plugin
 import dask_workers
-from dask_workers import SchedulerError
+from dask_workers import SchedulerError, check_python
 from process_executor import WorkerError
 from sample_worker import Chunk
 from tests.conftest import DIGITS, find_free_port, tone
@@ -233,6 +233,18 @@ def test_other_versions_of_the_packages_are_refused(make_recipe, cluster):
     assert "pip install -r requirements-cluster.txt" in answer
 
 
+def test_a_cluster_with_another_python_is_refused(cluster):
+    cluster.start_worker()
+    cluster.wait_for_workers(1)
+    with cluster.client() as client:
+        versions = client.get_versions()
+    check_python(versions)
+    place, facts = next(iter(versions["workers"].items()))
+    facts["host"]["python"] = "3.9.1.final.0"
+    with pytest.raises(SchedulerError, match=rf"{place} of the Dask cluster has Python 3.9.1, the producer 3\.\d+"):
+        check_python(versions)
+
+
 def test_workers_take_up_a_producers_new_code_and_never_mix_two_versions(make_recipe, cluster, monkeypatch):
     recipe = on(cluster, make_recipe({"chunk_size": 10, "epochs": 10}))
     expected = SampleMaker(recipe).make_chunk(0, 20).payloads
@@ -267,6 +279,25 @@ def test_a_scheduler_that_is_started_again_gets_everything_once_more(make_recipe
             cluster.start_worker()
 
     assert payloads(stream(on(cluster, recipe), restart_scheduler)) == expected
+
+
+def test_a_scheduler_that_has_forgotten_the_producer_is_told_again(make_recipe, cluster):
+    recipe = make_recipe({"epochs": 10, "chunk_size": 10})
+    expected = SampleMaker(recipe).make_chunk(0, len(recipe.plan)).payloads
+    cluster.start_worker()
+    cluster.wait_for_workers(1)
+
+    def forget(position: int) -> None:
+        if position == 100:
+            with cluster.client() as client:
+                name = next(
+                    name
+                    for name in client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.worker_plugins))
+                    if "whisper" in name
+                )
+                client.unregister_worker_plugin(name)
+
+    assert payloads(stream(on(cluster, recipe), forget)) == expected
 
 
 def test_a_cluster_that_someone_restarts_goes_on(make_recipe, cluster):
