@@ -154,6 +154,7 @@ def test_workers_that_join_later_are_used(make_recipe, cluster, caplog, monkeypa
                 cluster.start_worker()
                 cluster.wait_for_workers(2)
             if position == 600:
+                assert pool._workers.slots == 2
                 cluster.workers[0].kill()
     assert beats, "the first chunk was there before any worker"
     assert "has no workers; start some on each machine: dask worker" in caplog.text
