@@ -21,7 +21,7 @@ $(VENV)/installed: requirements.txt
 	$(BIN)/pip install --disable-pip-version-check -r requirements.txt
 	touch $@
 
-$(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
+$(VENV)/installed-dev: requirements-dev.txt requirements-cluster.txt $(VENV)/installed
 	$(BIN)/pip install --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 

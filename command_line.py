@@ -24,8 +24,11 @@ logger = logging.getLogger(__name__)
 C = TypeVar("C")
 
 
-class Interruption(BaseException):
-    """SIGTERM or Ctrl-C asked the program to end. Not an `Exception`, so that no library swallows it."""
+class Interruption(SystemExit):
+    """SIGTERM or Ctrl-C asked the program to end.
+
+    Not an `Exception`, so that no library swallows it; a `SystemExit`, because tqdm's log handler swallows all others.
+    """
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal.Signals(signal_number).name)

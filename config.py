@@ -16,6 +16,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 GIB = 2**30
 """Bytes in one gigabyte as `max_memory_gb` counts them."""
@@ -121,7 +122,10 @@ class DataConfig:
     seed: int = 42
     """Seed of the order of the samples, of every augmentation, and of the training. At least 0."""
     num_workers: int = 0
-    """Processes that augment. 0: one per CPU core."""
+    """Processes of this machine that scan the manifest and augment. 0: one per CPU core."""
+    executor: str = ""
+    """Address of a dask.distributed scheduler whose workers augment (tcp://host:8786, tls://host:8786): docs/scaling.md
+    tells how to start them. Empty: processes of this machine do."""
     include_original: bool = True
     """Also train on each recording as it is, besides its augmented copies."""
     augmented_copies: int = 1
@@ -162,6 +166,14 @@ class DataConfig:
             self.min_duration_s,
             f"less than data.max_duration_s ({self.max_duration_s})",
         )
+        if self.executor:
+            address = urlsplit(self.executor)
+            _require(
+                address.scheme in ("tcp", "tls", "ws", "wss") and bool(address.hostname) and _port(self.executor) > 0,
+                "data.executor",
+                self.executor,
+                "the address of a Dask scheduler, tcp://host:port or tls://host:port, or nothing",
+            )
         if not self.include_original and not self.augmented_copies:
             raise ConfigurationError(
                 "data.include_original is False and data.augmented_copies is 0: no sample would be made"
@@ -403,6 +415,14 @@ class Config:
             raise UserError(
                 f"cannot write {path}: {error.strerror or error}; choose another --model.output_dir"
             ) from error
+
+
+def _port(url: str) -> int:
+    """The port that `url` names; 0: none, or none that exists."""
+    try:
+        return urlsplit(url).port or 0
+    except ValueError:
+        return 0
 
 
 def _without_secrets(url: str) -> str:

@@ -20,7 +20,7 @@ from producer_report import Progress, Tally
 from recordings import load_recordings
 from redis_manager import PlanCard, RunFinished, SampleWriter, announce_producer
 from rejected_report import LateRejections, check_rejected
-from worker_pool import Recipe, WorkerPool, make_recipe
+from worker_pool import Recipe, WorkerPool, check_executor, make_recipe
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ def main() -> None:
 def plan_stream(config: Config) -> Recipe:
     """Reads and scans the manifest, and plans the stream. A trainer that waits for the plan hears that it is coming."""
     find_manifest(config.data.train_manifest)  # a wrong path is told before a server is started or a model fetched
+    check_executor(config)
     spec = load_feature_spec(config.model.model_name)
     spec.check_sample_rate(config.audio_augmentation.sample_rate)
     encoder = load_transcript_encoder(config.model)

@@ -12,7 +12,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from progress import progress_bar
 from redis_manager import QueueStatus
-from worker_pool import Chunk
+from sample_worker import Chunk
 
 STATUS_S = 1.0
 """Least time between two looks at the queue, in seconds."""

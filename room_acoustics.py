@@ -91,7 +91,7 @@ def load_room_bank(cache_dir: Path, distances_m: Sequence[float], rooms: int, sa
     Raises:
         RoomBankError: `cache_dir` cannot be made or written.
     """
-    path = _bank_path(cache_dir, distances_m, rooms, sample_rate)
+    path = room_bank_path(cache_dir, distances_m, rooms, sample_rate)
     if path.exists():
         try:
             return _read(path, distances_m, rooms)
@@ -182,7 +182,8 @@ def _trim(response: NDArray[np.float64]) -> NDArray[np.float32]:
     return response[:taps].astype(np.float32)
 
 
-def _bank_path(cache_dir: Path, distances_m: Sequence[float], rooms: int, sample_rate: int) -> Path:
+def room_bank_path(cache_dir: Path, distances_m: Sequence[float], rooms: int, sample_rate: int) -> Path:
+    """Where `load_room_bank` keeps this bank."""
     key = repr((BANK_VERSION, [float(distance) for distance in distances_m], rooms, sample_rate))
     return cache_dir / f"room_bank-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
 

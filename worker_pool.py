@@ -1,152 +1,129 @@
-"""The worker pool: processes that turn positions of the plan into encoded samples, handed over in order.
+"""The worker pool: turns positions of the plan into encoded samples, on many cores, handed over in order.
 
-A worker that dies, even by kill -9 or for want of memory, takes nothing with it: another makes the same positions
-again, to the same bytes.
+The workers are processes of this machine, or of a Dask cluster. One that dies, even by kill -9 or for want of memory,
+takes nothing with it: another makes the same positions again, to the same bytes.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable
-from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
+import dataclasses
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-
-import numpy as np
+from types import ModuleType, TracebackType
+from typing import Protocol
 
 import audioaugmentations
-from audio_file import RecordingError
-from audio_sources import reading_ahead
-from audioaugmentations import AudioAugmentations, Choice
 from config import Config
-from data_processor import FeatureSpec, TranscriptEncoder, load_waveform, log_mel
-from plan import ORIGINAL, Plan, fingerprint, make_plan
+from data_processor import FeatureSpec, TranscriptEncoder
+from plan import fingerprint, make_plan
 from process_executor import ProcessExecutor, WorkerError
 from recordings import Recording, Recordings
-from rejected_report import LateRejection
-from sample import Sample, encode_sample
+from room_acoustics import room_bank_path
+from sample_worker import Chunk, SampleTask, SampleWorker, WorkerRecipe, make_samples, start_worker
 
-MAX_REPLACEMENTS = 20
-"""Rows in a row that may fail to decode before the run stops: then the files are gone, not bad."""
+MAX_RECORDINGS = 20
+"""Recordings in a row that may fail to decode before the run stops: then the files are gone, not bad."""
 HEARTBEAT_S = 1.0
 """How often a caller that waits for a chunk is called back, in seconds."""
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """All that a worker must know to make any sample of the stream. Picklable."""
+class Recipe(WorkerRecipe):
+    """All that makes the stream: what the workers know, and the recordings, which stay with the producer."""
 
-    config: Config
-    plan: Plan
     recordings: Recordings
-    spec: FeatureSpec
-    encoder: TranscriptEncoder
-    fingerprint: str
+
+    def for_workers(self) -> WorkerRecipe:
+        """The part that the workers get."""
+        names = [each.name for each in dataclasses.fields(WorkerRecipe)]
+        return WorkerRecipe(**{name: getattr(self, name) for name in names})
+
+    def tasks(self, start: int, stop: int) -> list[SampleTask]:
+        """What the plan says of positions `start` to `stop` - 1."""
+        draws = [self.plan.draw(position) for position in range(start, stop)]
+        return [SampleTask(draw, (self._recording(draw.row),)) for draw in draws]
+
+    def replacing(self, position: int) -> SampleTask:
+        """The sample at `position` once more, when its recording can't be decoded: from the others drawn for that."""
+        rows = [self.plan.replacement(position, attempt) for attempt in range(1, MAX_RECORDINGS)]
+        return SampleTask(self.plan.draw(position), tuple(self._recording(row) for row in rows))
+
+    def _recording(self, row: int) -> Recording:
+        recording = self.recordings[row]
+        audio = anywhere(recording.audio)
+        return recording if audio == recording.audio else dataclasses.replace(recording, audio=audio)
+
+
+def anywhere(path: str) -> str:
+    """`path` as a worker understands it whose working directory is another; a URL as it is."""
+    return path if os.path.isabs(path) or "://" in path else os.path.abspath(path)
 
 
 def make_recipe(config: Config, recordings: Recordings, spec: FeatureSpec, encoder: TranscriptEncoder) -> Recipe:
     """The recipe of the stream of these recordings. Makes what the augmentations need once, such as simulated rooms."""
-    augmentation = config.audio_augmentation
+    noise = [anywhere(entry) for entry in config.audio_augmentation.bg_noise_file_list]
+    augmentation = dataclasses.replace(config.audio_augmentation, bg_noise_file_list=noise)
+    config = dataclasses.replace(config, audio_augmentation=augmentation)
     audioaugmentations.prepare(augmentation, Path(config.data.cache_dir))
-    mark = fingerprint(config, recordings, spec, encoder, audioaugmentations.fingerprint(augmentation))
-    return Recipe(config, make_plan(config, recordings), recordings, spec, encoder, mark)
+    files = audioaugmentations.fingerprint(augmentation)
+    return Recipe(
+        config=config,
+        plan=make_plan(config, recordings),
+        spec=spec,
+        encoder=encoder,
+        fingerprint=fingerprint(config, recordings, spec, encoder, files),
+        augmentations=files,
+        prepared=_prepared_files(config),
+        recordings=recordings,
+    )
 
 
-@dataclass
-class Chunk:
-    """Encoded samples of consecutive positions."""
-
-    start: int
-    """Position of the first."""
-    payloads: list[bytes] = field(default_factory=list)
-    rejected: list[str] = field(default_factory=list)
-    """JSON lines for the rejected report: recordings that failed to decode and were replaced."""
-    augmentations: Counter[str] = field(default_factory=Counter)
-    """Samples per augmentation, "original" among them."""
-    seconds: float = 0.0
-    """Duration of the audio in all samples."""
+def _prepared_files(config: Config) -> dict[str, bytes]:
+    """What `audioaugmentations.prepare` has left in the cache: name → content."""
+    augmentation = config.audio_augmentation
+    if "far_field" not in audioaugmentations.enabled_augmentations(augmentation):
+        return {}
+    distances_m = [float(distance) for distance in augmentation.far_field_distances]
+    bank = room_bank_path(
+        Path(config.data.cache_dir), distances_m, augmentation.far_field_rooms, augmentation.sample_rate
+    )
+    return {bank.name: bank.read_bytes()}
 
 
-class SampleMaker:
-    """Makes samples. Holds what is expensive to load; each worker has one."""
+class Workers(Protocol):
+    """Whoever makes samples: processes of this machine, or of a cluster."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        self._recipe = recipe
-        self._augmentations = AudioAugmentations(
-            recipe.config.audio_augmentation, Path(recipe.config.data.cache_dir), recipe.spec.window_samples
-        )
+    @property
+    def slots(self) -> int:
+        """How many of them there are, just now."""
 
-    def make_chunk(self, start: int, stop: int) -> Chunk:
-        """The samples at positions `start` to `stop` - 1.
+    def submit(self, tasks: Sequence[SampleTask]) -> Future[Chunk]:
+        """Has one of them make these samples."""
 
-        Raises:
-            WorkerError: too many recordings in a row can't be decoded.
-        """
-        chunk, recipe = Chunk(start), self._recipe
-        audios = (recipe.recordings[recipe.plan.draw(position).row].audio for position in range(start, stop))
-        with reading_ahead(audios, recipe.config.data):
-            for position in range(start, stop):
-                sample, choice = self.make(position, chunk.rejected)
-                chunk.payloads.append(encode_sample(sample))
-                chunk.augmentations.update([step.name for step in choice.steps] if choice else ["original"])
-                chunk.seconds += sample.duration_s
-        return chunk
-
-    def make(self, position: int, rejected: list[str]) -> tuple[Sample, Choice | None]:
-        """The sample at `position`, and what was done to it (None: nothing, by plan).
-
-        Args:
-            position: its place in the plan.
-            rejected: gets a line for each recording that could not be decoded and was replaced.
-        """
-        recipe, data = self._recipe, self._recipe.config.data
-        draw = recipe.plan.draw(position)
-        recording, waveform = self._load(position, draw.row, rejected)
-        generator = recipe.plan.generator(position)
-        choice = None
-        if draw.variant != ORIGINAL:
-            choice = self._augmentations.choose(draw.turn, len(waveform), generator)
-            waveform = self._augmentations.apply_waveform(waveform, choice, generator)
-        features, pad_value = log_mel(waveform, recipe.spec)
-        if choice:
-            features = self._augmentations.apply_log_mel(features, choice, generator)
-        sample = Sample(
-            input_features=features.astype(data.feature_dtype),
-            labels=recipe.encoder.encode(recording.transcript),
-            position=position,
-            id=recording.id,
-            pad_value=pad_value,
-            augmentation=choice.label if choice else "original",
-            duration_s=len(waveform) / recipe.spec.sampling_rate,
-            plan=recipe.fingerprint,
-        )
-        return sample, choice
-
-    def _load(self, position: int, row: int, rejected: list[str]) -> tuple[Recording, np.ndarray]:
-        """The planned recording and its waveform, or the first decodable one of its replacements."""
-        for attempt in range(1, MAX_REPLACEMENTS + 1):
-            recording = self._recipe.recordings[row]
-            try:
-                return recording, load_waveform(recording.audio, self._recipe.spec, self._recipe.config.data)
-            except RecordingError as error:
-                rejection = LateRejection(
-                    recording.row, recording.id, recording.audio, str(error), position, self._recipe.fingerprint
-                )
-                rejected.append(rejection.to_json())
-                row = self._recipe.plan.replacement(position, attempt)
-        raise WorkerError(
-            f"{MAX_REPLACEMENTS} recordings in a row can't be decoded: is the disk still mounted? Last: {rejected[-1]}"
-        )
+    def close(self) -> None:
+        """Ends what is under way, and what was started for it."""
 
 
 class WorkerPool:
-    """Makes chunks ahead, in several processes, and hands them over in the order of their positions."""
+    """Makes chunks ahead, on many cores, and hands them over in the order of their positions."""
 
-    def __init__(self, recipe: Recipe, workers: int) -> None:
-        self._recipe, self._workers = recipe, workers
-        self._pending: deque[tuple[int, Future[Chunk]]] = deque()
-        self._executor: Executor = ProcessExecutor(workers, _start_worker, (recipe,))
+    def __init__(self, recipe: Recipe, processes: int) -> None:
+        """
+        Args:
+            recipe: makes the stream; its `config.data.executor` says where the workers are.
+            processes: how many, if they are on this machine.
+
+        Raises:
+            UserError: the Dask scheduler can't be used.
+        """
+        self._recipe = recipe
+        self._pending: deque[_ChunkUnderWay] = deque()
+        self._workers = _find_workers(recipe, processes)
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -154,7 +131,7 @@ class WorkerPool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._executor.shutdown(cancel_futures=True)
+        self._workers.close()
 
     def chunk_at(self, position: int, heartbeat: Callable[[], None]) -> Chunk:
         """The chunk that begins at `position`.
@@ -166,41 +143,160 @@ class WorkerPool:
             heartbeat: called every second while waiting.
 
         Raises:
-            WorkerError: the workers keep dying, or can't decode anything.
+            UserError: the workers keep dying, can't decode anything, or lack something that is told.
         """
-        if self._pending and self._pending[0][0] != position:
-            for _, future in self._pending:
-                future.cancel()
+        if self._pending and self._pending[0].start != position:
+            for chunk in self._pending:
+                chunk.cancel()
             self._pending.clear()
-        self._submit_from(position)
         while True:
+            self._submit_from(position)
+            for chunk in self._pending:
+                chunk.replace_failures()
             try:
-                chunk = self._pending[0][1].result(timeout=HEARTBEAT_S)
+                finished = self._pending[0].result(timeout_s=HEARTBEAT_S)
             except TimeoutError:
                 heartbeat()
             else:
                 self._pending.popleft()
-                return chunk
+                return finished
 
     def _submit_from(self, position: int) -> None:
         """Keeps two chunks per worker under way, the first of them at `position`."""
         size, end = self._recipe.config.data.chunk_size, len(self._recipe.plan)
-        start = self._pending[-1][0] + size if self._pending else position
-        while len(self._pending) < 2 * self._workers and start < end:
-            self._pending.append((start, self._executor.submit(_make_chunk, start, min(start + size, end))))
+        start = self._pending[-1].start + size if self._pending else position
+        while len(self._pending) < 2 * max(1, self._workers.slots) and start < end:
+            self._pending.append(_ChunkUnderWay(self._recipe, self._workers, start, min(start + size, end)))
             start += size
 
 
-_maker: SampleMaker | None = None
-"""This worker's own; None in any other process."""
+class SampleMaker:
+    """Makes chunks in this process, without any workers: for a look at the stream, for tests and benchmarks."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe, self._workers = recipe, _ThisProcess(recipe.for_workers())
+
+    def make_chunk(self, start: int, stop: int) -> Chunk:
+        """The samples at positions `start` to `stop` - 1.
+
+        Raises:
+            WorkerError: too many recordings in a row can't be decoded.
+        """
+        return _ChunkUnderWay(self._recipe, self._workers, start, stop).result(timeout_s=0)
 
 
-def _start_worker(recipe: Recipe) -> None:
-    global _maker
-    _maker = SampleMaker(recipe)
+class _ChunkUnderWay:
+    """A chunk that is being made."""
+
+    def __init__(self, recipe: Recipe, workers: Workers, start: int, stop: int) -> None:
+        self.start = start
+        self._recipe, self._workers = recipe, workers
+        self._made = workers.submit(recipe.tasks(start, stop))
+        self._replacing: Future[Chunk] | None = None
+        self._looked = False
+        self._failed: list[int] = []
+        """Places in the chunk whose recordings can't be decoded."""
+
+    def replace_failures(self) -> None:
+        """Has what could not be decoded made from other recordings, once it is known: long before it is needed."""
+        if self._looked or not self._made.done() or self._made.exception():
+            return
+        self._looked = True
+        made = self._made.result()
+        self._failed = [index for index, payload in enumerate(made.payloads) if not payload]
+        if self._failed:
+            tasks = [self._recipe.replacing(self.start + index) for index in self._failed]
+            self._replacing = self._workers.submit(tasks)
+
+    def result(self, timeout_s: float) -> Chunk:
+        """The chunk.
+
+        Raises:
+            TimeoutError: it is not ready yet.
+            WorkerError: too many recordings in a row can't be decoded.
+        """
+        chunk = self._made.result(timeout_s)
+        self.replace_failures()
+        if not self._replacing:
+            return chunk
+        replaced = self._replacing.result(timeout_s)
+        rejected = chunk.rejected + replaced.rejected
+        if not all(replaced.payloads):
+            raise WorkerError(
+                f"{MAX_RECORDINGS} recordings in a row can't be decoded: is the disk still mounted? "
+                f"Last: {rejected[-1]}"
+            )
+        payloads = list(chunk.payloads)
+        for index, payload in zip(self._failed, replaced.payloads, strict=True):
+            payloads[index] = payload
+        augmentations = chunk.augmentations + replaced.augmentations
+        return Chunk(self.start, payloads, rejected, augmentations, chunk.seconds + replaced.seconds)
+
+    def cancel(self) -> None:
+        """Nobody wants it any more."""
+        self._made.cancel()
+        if self._replacing:
+            self._replacing.cancel()
 
 
-def _make_chunk(start: int, stop: int) -> Chunk:
-    if _maker is None:
-        raise RuntimeError("this process is no worker")
-    return _maker.make_chunk(start, stop)
+def check_executor(config: Config) -> None:
+    """Tells of a `data.executor` that can't be used before anything that takes long.
+
+    Raises:
+        UserError: no scheduler answers there, or Dask is not installed here.
+    """
+    if config.data.executor:
+        _import_dask_workers(config).check_scheduler(config.data.executor)
+
+
+def _find_workers(recipe: Recipe, processes: int) -> Workers:
+    config = recipe.config
+    if not config.data.executor:
+        return _LocalProcesses(recipe.for_workers(), processes)
+    # One producer feeds a queue: whoever comes after it takes its place with the workers too.
+    name = f"whisper producer of {socket.gethostname()} for {config.redis.namespace} at {config.redis.address}"
+    workers: Workers = _import_dask_workers(config).DaskWorkers(config.data.executor, name, recipe.for_workers())
+    return workers
+
+
+def _import_dask_workers(config: Config) -> ModuleType:
+    """Only when asked for: the base installation has no Dask, and a worker process of this machine no use for it."""
+    try:
+        import dask_workers
+    except ModuleNotFoundError as error:
+        raise WorkerError(
+            f"data.executor is {config.data.executor!r} but the package {error.name} is not installed: "
+            "pip install -r requirements-cluster.txt"
+        ) from error
+    return dask_workers
+
+
+class _LocalProcesses:
+    """Workers on this machine."""
+
+    def __init__(self, recipe: WorkerRecipe, processes: int) -> None:
+        self.slots = processes
+        self._executor = ProcessExecutor(processes, start_worker, (recipe,))
+
+    def submit(self, tasks: Sequence[SampleTask]) -> Future[Chunk]:
+        return self._executor.submit(make_samples, tasks)
+
+    def close(self) -> None:
+        self._executor.shutdown(cancel_futures=True)
+
+
+class _ThisProcess:
+    """No workers at all."""
+
+    slots = 1
+
+    def __init__(self, recipe: WorkerRecipe) -> None:
+        self._worker = SampleWorker(recipe)
+
+    def submit(self, tasks: Sequence[SampleTask]) -> Future[Chunk]:
+        future: Future[Chunk] = Future()
+        future.set_result(self._worker.make(tasks))
+        return future
+
+    def close(self) -> None:
+        pass

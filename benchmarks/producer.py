@@ -51,7 +51,7 @@ from config import DataConfig, ModelConfig, RedisConfig
 from data_processor import load_feature_spec, load_transcript_encoder
 from process_executor import ProcessExecutor
 from recordings import load_recordings
-from worker_pool import Chunk, Recipe, SampleMaker
+from sample_worker import make_samples, start_worker
 
 ALL_ROWS = 693_000
 """Rows of the data set that the project was made for."""
@@ -80,11 +80,11 @@ def measure_worker(folder: Path, settings: Settings) -> list[Figure]:
     make_clips(folder / "clips")
     recipe = clips_recipe(folder, folder / "clips")
     started = time.perf_counter()
-    executor = ProcessExecutor(1, _start, (recipe,))
+    executor = ProcessExecutor(1, start_worker, (recipe.for_workers(),))
     try:
-        executor.submit(_make, 0, 1).result()
+        executor.submit(make_samples, recipe.tasks(0, 1)).result()
         first_s = time.perf_counter() - started
-        executor.submit(_make, 0, 512).result()
+        executor.submit(make_samples, recipe.tasks(0, 512)).result()
         memory_bytes, torch_imported = executor.submit(_describe).result()
     finally:
         executor.shutdown()
@@ -93,21 +93,6 @@ def measure_worker(folder: Path, settings: Settings) -> list[Figure]:
         Figure("worker's memory after 512 samples", memory_bytes / MIB, "MB", at_most=350),
         Figure("workers that have imported torch", torch_imported, "", at_most=0),
     ]
-
-
-_maker: SampleMaker | None = None
-"""In a worker process: its own."""
-
-
-def _start(recipe: Recipe) -> None:
-    global _maker
-    _maker = SampleMaker(recipe)
-
-
-def _make(start: int, stop: int) -> Chunk:
-    if _maker is None:
-        raise RuntimeError("this process is no worker")
-    return _maker.make_chunk(start, stop)
 
 
 def _describe() -> tuple[int, int]:

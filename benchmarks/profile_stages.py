@@ -35,7 +35,7 @@ import soxr
 import tyro
 
 import audioaugmentations
-import worker_pool
+import sample_worker
 from audioaugmentations import AUGMENTATIONS, AudioAugmentations, Choice, Floats, Step
 from benchmarks.clips import make_clips
 from benchmarks.harness import Figure, clips_recipe, embedded, furnish, pinned, write_json
@@ -46,7 +46,7 @@ from prepro_add2radis import make_card
 from recordings import Recordings
 from redis_manager import SampleWriter
 from redis_server import make_client
-from sample import Sample, encode_sample
+from sample import Sample, SampleLimits, decode_sample, encode_sample
 from worker_pool import Recipe, SampleMaker
 
 CHUNK = 32
@@ -89,7 +89,11 @@ class Stages:
         self.augmentations = AudioAugmentations(
             config.audio_augmentation, Path(config.data.cache_dir), self.spec.window_samples
         )
-        self.samples = [self.maker.make(position, [])[0] for position in range(clips)]
+        limits = SampleLimits(self.spec.num_mel_bins, self.spec.window_frames, recipe.encoder.max_tokens, 2**31 - 1)
+        self.samples = [
+            decode_sample(payload, key="", position=position, plan=recipe.fingerprint, limits=limits)
+            for position, payload in enumerate(self.maker.make_chunk(0, clips).payloads)
+        ]
 
     def all(self) -> list[Stage]:
         """Those of a worker, in the order of the work, then those of other files."""
@@ -266,7 +270,7 @@ WATCHED: dict[str, list[tuple[Any, str]]] = {
         (Recordings, "__getitem__"),
         (TranscriptEncoder, "encode"),
     ],
-    "decode": [(worker_pool, "load_waveform")],
+    "decode": [(sample_worker, "load_waveform")],
     "speed": [(audioaugmentations, "change_speed")],
     "pitch_shift": [(audioaugmentations, "shift_pitch")],
     "far_field": [(audioaugmentations, "add_far_field")],
@@ -275,8 +279,8 @@ WATCHED: dict[str, list[tuple[Any, str]]] = {
     "down_upsampling": [(audioaugmentations, "down_upsample")],
     "speech_enhancement": [(audioaugmentations, "enhance_speech")],
     "masking": [(audioaugmentations, "mask_log_mel")],
-    "log-mel": [(worker_pool, "log_mel")],
-    "encode": [(worker_pool, "encode_sample")],
+    "log-mel": [(sample_worker, "log_mel")],
+    "encode": [(sample_worker, "encode_sample")],
 }
 """Stage → what the stopwatch stands around: names that a worker calls."""
 

@@ -30,7 +30,8 @@ from prepro_add2radis import make_card
 from process_executor import ProcessExecutor
 from producer_report import Tally
 from redis_manager import SampleWriter
-from worker_pool import Chunk, Recipe, SampleMaker, WorkerPool
+from sample_worker import Chunk
+from worker_pool import Recipe, SampleMaker, WorkerPool
 
 CHUNK = 32
 

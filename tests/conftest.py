@@ -329,21 +329,44 @@ def load(tiny_checkpoint, tmp_path) -> Callable[..., Recordings]:
 
 @pytest.fixture
 def recipe_of(tiny_checkpoint, tmp_path) -> Callable[..., worker_pool.Recipe]:
-    """The recipe of a manifest; settings of DataConfig as keywords."""
+    """The recipe of a manifest; settings of DataConfig and AudioAugmentationConfig as keywords and a dictionary."""
 
-    def make(path: object, **settings) -> worker_pool.Recipe:
+    def make(path: object, augmentation: dict | None = None, **settings) -> worker_pool.Recipe:
         config = Config(
             data=DataConfig(
                 **{"train_manifest": str(path), "cache_dir": str(tmp_path / "cache"), "chunk_size": 5, **settings}
             ),
             model=ModelConfig(model_name=str(tiny_checkpoint), language="English"),
-            audio_augmentation=AudioAugmentationConfig(far_field_rooms=1),
+            audio_augmentation=AudioAugmentationConfig(**{"far_field_rooms": 1, **(augmentation or {})}),
         )
         spec, encoder = load_feature_spec(str(tiny_checkpoint)), load_transcript_encoder(config.model)
         recordings = load_recordings(
             config.data.train_manifest, config.data, spec, encoder, report=tmp_path / "rejected.jsonl", processes=0
         )
         return worker_pool.make_recipe(config, recordings, spec, encoder)
+
+    return make
+
+
+@pytest.fixture
+def make_recipe(
+    tmp_path: Path,
+    write_recording: Callable[..., Path],
+    write_manifest: Callable[..., Path],
+    recipe_of: Callable[..., worker_pool.Recipe],
+) -> Callable[..., worker_pool.Recipe]:
+    """A recipe over 12 recordings of 1 to 2 s; settings of DataConfig and AudioAugmentationConfig as dictionaries."""
+
+    def make(data: dict | None = None, augmentation: dict | None = None) -> worker_pool.Recipe:
+        rows = [
+            {
+                "audio": write_recording(f"clips/{i}.flac", 1 + i / 12).relative_to(tmp_path),
+                "text": f"text {i}",
+                "id": f"r{i}",
+            }
+            for i in range(12)
+        ]
+        return recipe_of(write_manifest(rows), augmentation, **{"chunk_size": 8, **(data or {})})
 
     return make
 

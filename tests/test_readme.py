@@ -14,6 +14,7 @@ from tests.test_redis_server import ACL_LINE
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+SCALING = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
 GROUPS = {"redis": RedisConfig, "data": DataConfig, "model": ModelConfig, "audio_augmentation": AudioAugmentationConfig}
 
 
@@ -25,7 +26,7 @@ def test_the_file_tree_has_every_module():
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_setting_it_names_is_a_field(group):
-    named = set(re.findall(rf"\b{group}\.(\w+)", README)) - {"py", "conf"}
+    named = set(re.findall(rf"\b{group}\.(\w+)", README + SCALING)) - {"py", "conf"}
     assert named <= {field.name for field in dataclasses.fields(GROUPS[group])}
 
 
@@ -37,6 +38,7 @@ def test_every_make_target_it_names_is_there():
 
 def test_the_acl_line_is_the_one_that_is_tested():
     assert ACL_LINE.replace("open-sesame", "PASSWORD") in README
+    assert ACL_LINE.replace("open-sesame", "PASSWORD") in SCALING
 
 
 def test_the_table_of_sizes_follows_from_the_measured_sample():
@@ -47,3 +49,14 @@ def test_the_table_of_sizes_follows_from_the_measured_sample():
         fit = float(gigabytes) * 2**30 / (kilobytes * 1000)
         assert float(samples.replace(",", "")) == pytest.approx(fit, rel=0.02)
         assert float(hours) == pytest.approx(fit * 4.7 / 3600, rel=0.03)
+
+
+def test_the_table_of_needs_follows_from_the_measured_figures():
+    rate, kilobytes = map(float, re.search(r"(\d+) samples/s per core, ([\d.]+) kB", SCALING).groups())
+    rows = re.findall(r"^\| ([\d,]+) samples/s[^|]* \| ([\d.]+) \| ([\d.]+) MB/s \| ([\d,]+) \|$", SCALING, re.M)
+    assert len(rows) == 4
+    for row in rows:
+        samples_per_s, cores, megabytes, hours = (float(value.replace(",", "")) for value in row)
+        assert cores == pytest.approx(samples_per_s / rate, abs=0.05)
+        assert megabytes == pytest.approx(samples_per_s * kilobytes / 1000, rel=0.02)
+        assert hours == pytest.approx(samples_per_s * 4.7, rel=0.01)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 import os
 import signal
@@ -16,44 +18,9 @@ import psutil
 import pytest
 
 import audioaugmentations
-from config import AudioAugmentationConfig, Config, DataConfig, ModelConfig
-from data_processor import load_feature_spec, load_transcript_encoder
 from process_executor import MAX_DEATHS, WorkerError
-from recordings import load_recordings
 from sample import SampleLimits, decode_sample
-from worker_pool import Recipe, SampleMaker, WorkerPool
-from worker_pool import make_recipe as make_recipe_of
-
-
-@pytest.fixture
-def make_recipe(tiny_checkpoint, tmp_path, write_recording, write_manifest):
-    """A recipe over 12 recordings of 1 to 2 s; settings of DataConfig and AudioAugmentationConfig as dictionaries."""
-
-    def make(data: dict | None = None, augmentation: dict | None = None) -> Recipe:
-        rows = [
-            {
-                "audio": write_recording(f"clips/{i}.flac", 1 + i / 12).relative_to(tmp_path),
-                "text": f"text {i}",
-                "id": f"r{i}",
-            }
-            for i in range(12)
-        ]
-        config = Config(
-            data=DataConfig(
-                train_manifest=str(write_manifest(rows)),
-                cache_dir=str(tmp_path / "cache"),
-                **{"chunk_size": 8, **(data or {})},
-            ),
-            model=ModelConfig(model_name=str(tiny_checkpoint), language="English"),
-            audio_augmentation=AudioAugmentationConfig(**{"far_field_rooms": 1, **(augmentation or {})}),
-        )
-        spec, encoder = load_feature_spec(str(tiny_checkpoint)), load_transcript_encoder(config.model)
-        recordings = load_recordings(
-            config.data.train_manifest, config.data, spec, encoder, report=tmp_path / "rejected.jsonl", processes=0
-        )
-        return make_recipe_of(config, recordings, spec, encoder)
-
-    return make
+from worker_pool import Recipe, SampleMaker, WorkerPool, anywhere
 
 
 def never() -> None:
@@ -127,7 +94,40 @@ def test_a_recording_that_fails_late_is_replaced_and_reported(make_recipe, tmp_p
     assert {report["position"] for report in reports} == set(hit)
     assert all(report["id"] == "r5" and "not readable" in report["reason"] for report in reports)
     assert [p for p in range(120) if chunk.payloads[p] != before[p]] == hit
+    for position in hit:
+        drawn = (recipe.plan.replacement(position, attempt) for attempt in range(1, 20))
+        assert f'"id":"r{next(row for row in drawn if row != 5)}"' in header_of(chunk.payloads[position])
     assert SampleMaker(recipe).make_chunk(0, 120).payloads == chunk.payloads
+
+
+def header_of(payload: bytes) -> str:
+    """The beginning of a sample, without blanks and escapes."""
+    return payload[:2000].decode("utf-8", "replace").replace(" ", "").replace("\\", "")
+
+
+def test_workers_hear_the_rooms_that_the_producer_has_made(make_recipe):
+    recipe = make_recipe()
+    (name, content), *others = recipe.prepared.items()
+    assert not others
+    with np.load(io.BytesIO(content)) as rooms:
+        silenced = {room: np.where(np.arange(len(taps)) == 40, taps, 0) for room, taps in rooms.items()}
+    changed = io.BytesIO()
+    np.savez(changed, allow_pickle=False, **silenced)
+    without_echo = dataclasses.replace(recipe, prepared={name: changed.getvalue()})
+    before, after = stream(recipe, 1), stream(without_echo, 1)
+    differing = {
+        header_of(a).partition('"augmentation":"')[2].partition("=")[0]
+        for a, b in zip(before, after, strict=True)
+        if a != b
+    }
+    assert differing == {"far_field"}
+
+
+def test_paths_mean_the_same_to_workers_in_another_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert anywhere("clips/1.flac") == str(tmp_path / "clips" / "1.flac")
+    assert anywhere("/data/1.flac") == "/data/1.flac"
+    assert anywhere("s3://bucket/1.flac") == "s3://bucket/1.flac"
 
 
 def test_when_nothing_can_be_decoded_the_run_stops(make_recipe, tmp_path):
@@ -154,7 +154,7 @@ def child_workers() -> list[psutil.Process]:
     return [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
 
 
-class DeadlyRecipe(Recipe):
+class Deadly:
     """Kills every worker that unpickles it."""
 
     def __reduce__(self):
@@ -162,8 +162,7 @@ class DeadlyRecipe(Recipe):
 
 
 def test_workers_that_die_again_and_again_end_the_run_with_a_reason(make_recipe):
-    recipe = make_recipe()
-    deadly = DeadlyRecipe(**{name: getattr(recipe, name) for name in recipe.__dataclass_fields__})
+    deadly = dataclasses.replace(make_recipe(), encoder=Deadly())
     with (
         WorkerPool(deadly, 1) as pool,
         pytest.raises(WorkerError, match=f"{MAX_DEATHS} workers in a row died.*num_workers"),
