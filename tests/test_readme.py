@@ -15,6 +15,7 @@ from tests.test_redis_server import ACL_LINE
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SCALING = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+GUARANTEES = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
 GROUPS = {"redis": RedisConfig, "data": DataConfig, "model": ModelConfig, "audio_augmentation": AudioAugmentationConfig}
 
 
@@ -60,3 +61,14 @@ def test_the_table_of_needs_follows_from_the_measured_figures():
         assert cores == pytest.approx(samples_per_s / rate, abs=0.05)
         assert megabytes == pytest.approx(samples_per_s * kilobytes / 1000, rel=0.02)
         assert hours == pytest.approx(samples_per_s * 4.7, rel=0.01)
+
+
+def test_the_tests_that_show_the_guarantees_are_there():
+    sources = {f"tests/{path.name}": path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py")}
+    named = re.findall(r"`(tests/test_\w+\.py)`", GUARANTEES)
+    assert len(named) >= 6
+    assert set(named) <= set(sources)
+    names = re.findall(r"`(test_\w+)…?`", GUARANTEES)
+    assert len(names) >= 15
+    everything = "\n".join(sources.values())
+    assert not [name for name in names if f"def {name}" not in everything]
