@@ -33,11 +33,11 @@ demo: $(VENV)/installed
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 chaos: $(VENV)/installed-dev
 	$(BIN)/python -m tests.chaos
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest -n 2 -m long
 
 FUZZ_EXAMPLES ?= 10000
 fuzz: $(VENV)/installed-dev

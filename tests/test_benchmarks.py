@@ -27,6 +27,7 @@ def run_benchmark(name: str, tmp_path: Path, *arguments: object) -> dict[str, fl
     return figures
 
 
+@pytest.mark.long
 def test_the_peers_that_need_nothing_else_run(tmp_path):
     few = ["--rounds", 1, "--samples", 16, "--stored", 8]
     figures = run_benchmark("compare", tmp_path, "original", "hugging_face", "memory", *few)
@@ -50,12 +51,14 @@ def test_the_stages_are_profiled_and_their_shares_add_up(tmp_path):
     assert figures["decode at 44100 Hz"] > figures["decode"]
 
 
+@pytest.mark.long
 def test_one_and_two_workers_and_the_pusher_are_measured(tmp_path):
     figures = run_benchmark("scaling", tmp_path, "--rounds", 1, "--samples", 32, "--pushed", 64)
     assert figures["two workers"] > 0
     assert figures["receiving and pushing, per 1,000 samples/s"] > 0
 
 
+@pytest.mark.long
 def test_start_scan_and_waiting_are_measured(tmp_path):
     few = ["--rows", 300, 400, "--samples", 32, "--files", 60, "--wait_s", 0.5]
     figures = run_benchmark("producer", tmp_path, *few)
