@@ -31,8 +31,8 @@ import safetensors.numpy
 import tyro
 
 from examples.make_tiny_checkpoint import make_tiny_checkpoint
-from tests.conftest import find_free_port
 from tests.runs import DIGITS, PRODUCER, TRAINER, Run, Script, ending, wait_until
+from tests.servers import find_free_port
 
 SAMPLES_PER_FAULT = 60
 """A fault comes after so many trained samples at the latest, so that the plan lasts for all of them."""

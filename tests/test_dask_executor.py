@@ -24,8 +24,9 @@ import dask_workers
 from dask_workers import SchedulerError, check_python
 from process_executor import WorkerError
 from sample_worker import Chunk
-from tests.conftest import find_free_port, tone
+from tests.conftest import tone
 from tests.runs import DIGITS
+from tests.servers import find_free_port
 from worker_pool import Recipe, SampleMaker, WorkerPool
 
 ROOT = Path(__file__).parent.parent

@@ -20,8 +20,8 @@ import redis
 
 from checkpoints import MARKER
 from tests.chaos import Settings, largest_difference, run_chaos
-from tests.conftest import FlakyProxy
 from tests.runs import PRODUCER, TRAINER, Run, Script, ending, trained_positions, wait_until
+from tests.servers import FlakyProxy
 
 MakeRun = Callable[..., Run]
 

@@ -42,8 +42,9 @@ from redis_manager import (
 )
 from redis_server import connect
 from sample_queue import SampleQueue, _source, allocated, headroom, open_queue
-from tests.conftest import LossyProxy, embedded_server
+from tests.conftest import embedded_server
 from tests.queues import CARD, payload, payloads, produce
+from tests.servers import LossyProxy
 
 ROOT = Path(__file__).parent.parent
 OwnEmbedded = Callable[[float], RedisConfig]

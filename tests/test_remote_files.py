@@ -20,9 +20,9 @@ from data_processor import FeatureSpec, load_waveform, recording_duration_s
 from manifest import ManifestError
 from rejected_report import TooManyRejectedError
 from remote_files import SourceError, is_url, join, without_secrets
-from tests.conftest import _accepts as accepts
-from tests.conftest import _wait_for as wait_until
-from tests.conftest import find_free_port, tone
+from tests.conftest import tone
+from tests.servers import accepts, find_free_port
+from tests.servers import wait_for as wait_until
 from tests.test_parquet_manifest import data_of, encoded, example_rows, report_of, write_files, write_shards
 from tests.test_worker_pool import stream
 from worker_pool import SampleMaker
