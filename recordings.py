@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import struct
 import tempfile
 from collections import Counter, deque
 from collections.abc import Callable
@@ -47,6 +48,8 @@ T = TypeVar("T")
 SCAN_VERSION = 2
 """Part of the cache key: raise it when the scan judges differently."""
 HEARTBEAT_S = 1.0
+OFFSETS = struct.Struct("=qq")
+"""Begin and end of a recording's line: two int64 that stand next to each other."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,10 @@ class Recordings:
             root: folder or URL at which relative audio paths start.
         """
         self._folder, self._root = folder, root
-        self._offsets = np.load(folder / "offsets.npy", mmap_mode="r")
+        offsets = np.load(folder / "offsets.npy", mmap_mode="r")
+        self._length, self._first_offset = len(offsets) - 1, offsets.offset
+        # Read where they are needed, not mapped: the pages would count as this process's memory, 8 bytes a row.
+        self._index = os.open(folder / "offsets.npy", os.O_RDONLY)
         self._file = os.open(folder / "rows.jsonl", os.O_RDONLY)
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         self.digest: str = summary["digest"]
@@ -87,10 +93,12 @@ class Recordings:
         """int64 `[row groups, 2]`: usable recordings and bytes of each row group, of a data set in Parquet."""
 
     def __len__(self) -> int:
-        return len(self._offsets) - 1
+        return self._length
 
     def __getitem__(self, index: int) -> Recording:
-        begin, end = int(self._offsets[index]), int(self._offsets[index + 1])
+        if not 0 <= index < self._length:
+            raise IndexError(f"recording {index} of {self._length}")
+        begin, end = OFFSETS.unpack(os.pread(self._index, OFFSETS.size, self._first_offset + 8 * index))
         row, row_id, audio, transcript = json.loads(os.pread(self._file, end - begin, begin))
         return Recording(row, row_id, join(self._root, audio), transcript)
 
@@ -98,8 +106,9 @@ class Recordings:
         return Recordings, (self._folder, self._root)
 
     def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            os.close(self._file)
+        for name in ("_index", "_file"):
+            if hasattr(self, name):
+                os.close(getattr(self, name))
 
 
 def load_recordings(

@@ -44,7 +44,7 @@ class Settings:
     """Which comparisons to make."""
     json: Path | None = None
     """File for the figures."""
-    rounds: int = 7
+    rounds: int = 15
     """Rounds of each comparison."""
     samples: int = 256
     """Samples per round and contestant; a slow peer makes an eighth of them."""
