@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from command_line import parse
+from config import Config
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -51,3 +54,9 @@ def test_signals_end_a_program_with_their_code(number, code):
         assert process.wait(timeout=10) == code
         assert time.monotonic() - started < 5
         assert process.stderr.read().decode() == f"stopped by {number.name}\n"
+
+
+@pytest.mark.parametrize("manifest", ["hf://org/name@main:train", "https://user:word@host/train.csv"])
+def test_a_manifest_address_with_an_at_sign_arrives_as_it_was_given(manifest):
+    config = parse(Config, "", ["--data.train_manifest", manifest, "--redis.url=redis://:word@host"])
+    assert (config.data.train_manifest, config.redis.url) == (manifest, "redis://:word@host")
