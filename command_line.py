@@ -54,7 +54,7 @@ def parse(settings: type[C], description: str, arguments: Sequence[str] | None =
 
 
 def _without_misplaced_secrets(arguments: Sequence[str]) -> list[str]:
-    """The arguments; a Redis URL behind a mistyped --redis.url without user and password, as the error will quote it."""
+    """The arguments; a Redis URL behind a mistyped flag without user and password, as the error will quote it."""
     return [
         argument
         if argument.startswith("--redis.url=") or before == "--redis.url"
