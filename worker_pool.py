@@ -18,7 +18,7 @@ from types import ModuleType, TracebackType
 from typing import Protocol
 
 import audioaugmentations
-from config import Config
+from config import Config, RedisConfig
 from data_processor import FeatureSpec, TranscriptEncoder
 from plan import fingerprint, make_plan
 from process_executor import ProcessExecutor, WorkerError
@@ -39,9 +39,9 @@ class Recipe(WorkerRecipe):
     recordings: Recordings
 
     def for_workers(self) -> WorkerRecipe:
-        """The part that the workers get."""
-        names = [each.name for each in dataclasses.fields(WorkerRecipe)]
-        return WorkerRecipe(**{name: getattr(self, name) for name in names})
+        """The part that the workers get. They do not speak to Redis, and its password does not leave this machine."""
+        parts = {each.name: getattr(self, each.name) for each in dataclasses.fields(WorkerRecipe)}
+        return WorkerRecipe(**{**parts, "config": dataclasses.replace(self.config, redis=RedisConfig())})
 
     def tasks(self, start: int, stop: int) -> list[SampleTask]:
         """What the plan says of positions `start` to `stop` - 1."""

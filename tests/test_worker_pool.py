@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -202,8 +203,6 @@ if __name__ == "__main__":
 
 
 def test_workers_end_when_their_parent_is_killed(make_recipe, tmp_path):
-    import pickle
-
     (tmp_path / "recipe").write_bytes(pickle.dumps(make_recipe()))
     (tmp_path / "parent.py").write_text(ORPHAN)
     root = Path(__file__).parent.parent
@@ -221,3 +220,10 @@ def test_workers_end_when_their_parent_is_killed(make_recipe, tmp_path):
     while any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children):
         assert time.monotonic() < deadline, "a worker outlived its parent"
         time.sleep(0.1)
+
+
+def test_workers_do_not_get_the_password_of_redis(make_recipe):
+    recipe = make_recipe()
+    recipe.config.redis.url = "redis://:open-sesame@host"
+    assert b"open-sesame" not in pickle.dumps(recipe.for_workers())
+    assert recipe.config.redis.url
