@@ -41,7 +41,8 @@ def newest_position(run: Run) -> int:
 # --- the producer ---
 
 
-def test_a_producer_killed_ten_times_and_its_workers_too_make_the_same_stream(make_run: MakeRun) -> None:
+@pytest.mark.parametrize("times", [3, pytest.param(10, marks=pytest.mark.long)])
+def test_a_producer_killed_many_times_and_its_workers_too_make_the_same_stream(make_run: MakeRun, times: int) -> None:
     run = make_run(data__epochs=40, data__num_workers=2, redis__max_memory_gb=0.1)
     assert run.finish(PRODUCER)[0] == 0
     undisturbed = stream(run, "test")
@@ -51,7 +52,7 @@ def test_a_producer_killed_ten_times_and_its_workers_too_make_the_same_stream(ma
         with ending(run.start(PRODUCER, redis__namespace="other", data__chunk_size=8)) as (producer,):
             before = len(stream(run, "other"))
             wait_until(lambda: len(stream(run, "other")) > before or not producer.running)  # noqa: B023
-            if kills < 10:
+            if kills < times:
                 time.sleep(chance.uniform(0, 0.2))
                 if producer.workers:
                     chance.choice(producer.workers).kill()
@@ -61,7 +62,7 @@ def test_a_producer_killed_ten_times_and_its_workers_too_make_the_same_stream(ma
                 kills += 1
             else:
                 assert producer.finish()[0] == 0
-    assert (kills, killed_workers) == (10, 10)
+    assert (kills, killed_workers) == (times, times)
     assert stream(run, "other") == undisturbed
 
 
@@ -95,6 +96,7 @@ def test_a_trainer_killed_at_the_boundaries_of_a_save_goes_on_where_the_last_who
     assert largest_difference(run.output_dir, calm.output_dir) == 0
 
 
+@pytest.mark.long
 def test_a_run_goes_on_with_other_batches_workers_and_ranks_at_its_position(make_run: MakeRun) -> None:
     run = make_run(recordings=40, data__epochs=2, model__save_steps=2)
     two_ranks = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
@@ -158,6 +160,7 @@ def test_redis_killed_while_full_comes_back_empty_and_the_run_goes_on(make_run: 
     assert full["used_memory_peak_bytes"] <= full["limit_bytes"]
 
 
+@pytest.mark.long
 def test_redis_that_hangs_for_15_s_is_waited_for(make_run: MakeRun) -> None:
     run = make_run(recordings=40, data__epochs=5, model__per_device_train_batch_size=8)
     with ending(run.start(PRODUCER), run.start(TRAINER)) as (producer, trainer):
@@ -243,7 +246,7 @@ def test_a_second_producer_is_refused_and_the_run_is_right(make_run: MakeRun) ->
     ("state", "number"),
     [
         ("waiting", signal.SIGTERM),
-        ("without a server that answers", signal.SIGTERM),
+        pytest.param("without a server that answers", signal.SIGTERM, marks=pytest.mark.long),
         pytest.param("busy", signal.SIGINT, marks=pytest.mark.long),
         pytest.param("busy", signal.SIGTERM, marks=pytest.mark.long),
         pytest.param("waiting", signal.SIGINT, marks=pytest.mark.long),
