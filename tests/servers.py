@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import random
 import socket
 import subprocess
 import sys
@@ -15,12 +16,11 @@ from config import RedisConfig
 
 
 def find_free_port() -> int:
-    """A TCP port from 20000 on that nothing uses just now."""
+    """A TCP port that nothing uses just now, below those that the system gives to connections by itself."""
     while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        if port >= 20000:
+        port = random.SystemRandom().randrange(20000, 32000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
             return port
 
 
