@@ -41,7 +41,7 @@ chaos: $(VENV)/installed-dev
 
 FUZZ_EXAMPLES ?= 10000
 fuzz: $(VENV)/installed-dev
-	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/test_sample.py -k fuzz --timeout=1800 \
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/features/test_sample.py -k fuzz --timeout=1800 \
 		--hypothesis-show-statistics
 
 lint: $(VENV)/installed-dev

@@ -22,11 +22,11 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
+from audio.noise_sources import SILENCE_RMS, NoiseRecordings, color_noise, list_noise_files, rms
+from audio.room_acoustics import BANK_VERSION, Room, load_room_bank, room_bank_path
+from audio.speech_enhancement import reduce_noise
+from audio.time_stretch import stretch, stretched_samples
 from config import AudioAugmentationConfig
-from noise_sources import SILENCE_RMS, NoiseRecordings, color_noise, list_noise_files, rms
-from room_acoustics import BANK_VERSION, Room, load_room_bank
-from speech_enhancement import reduce_noise
-from time_stretch import stretch, stretched_samples
 
 logger = logging.getLogger(__name__)
 
@@ -238,6 +238,44 @@ class AudioAugmentations:
         if name == "speed":
             rotated = [o for o in rotated if stretched_samples(samples, float(o[0])) <= self.max_samples] or [(1.0,)]
         return Step(name, rotated[0])
+
+
+class CopyAugmenter:
+    """The augmentations of one copy of a recording: chosen when its length is known, then applied."""
+
+    def __init__(self, augmentations: AudioAugmentations, turn: int, rng: np.random.Generator) -> None:
+        """
+        Args:
+            augmentations: chooses and applies them.
+            turn: where the round robin stands.
+            rng: source of all that is random in this copy.
+        """
+        self._augmentations, self._turn, self._rng = augmentations, turn, rng
+        self.choice = Choice()
+        """What is done; nothing before `augment_waveform`."""
+
+    def augment_waveform(self, waveform: Floats) -> Floats:
+        """float32 `[samples]` → the same, of another length after a change of speed."""
+        self.choice = self._augmentations.choose(self._turn, len(waveform), self._rng)
+        return self._augmentations.apply_waveform(waveform, self.choice, self._rng)
+
+    def augment_log_mel(self, log_mel: Floats) -> Floats:
+        """float32 `[mel bins, frames]` → the same shape."""
+        return self._augmentations.apply_log_mel(log_mel, self.choice, self._rng)
+
+    @property
+    def label(self) -> str:
+        """What was done: "speed=0.9", or "none"."""
+        return self.choice.label
+
+
+def prepared_files(config: AudioAugmentationConfig, cache_dir: Path) -> dict[str, bytes]:
+    """What `prepare` has left in the cache, for workers that do not share it: file name → content."""
+    if "far_field" not in enabled_augmentations(config):
+        return {}
+    distances_m = [float(distance) for distance in config.far_field_distances]
+    bank = room_bank_path(cache_dir, distances_m, config.far_field_rooms, config.sample_rate)
+    return {bank.name: bank.read_bytes()}
 
 
 def enabled_augmentations(config: AudioAugmentationConfig) -> tuple[str, ...]:

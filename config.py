@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from common.errors import ConfigurationError, UserError
+
 GIB = 2**30
 """Bytes in one gigabyte as `max_memory_gb` counts them."""
 
@@ -27,14 +29,6 @@ HUB_MANIFEST = re.compile(
 )
 """A data set on the Hugging Face Hub, hf://org/name@revision/config:split, or a folder like one, hf:///folder:split."""
 METRICS = ("cer", "wer", "cer_normalized", "wer_normalized", "loss")
-
-
-class UserError(Exception):
-    """A failure whose remedy is in the user's hands. The scripts print it as one line and exit with code 2."""
-
-
-class ConfigurationError(UserError, ValueError):
-    """A setting, or a combination of settings, that cannot work."""
 
 
 def _require(condition: bool, name: str, value: object, expected: str) -> None:

@@ -8,16 +8,16 @@ goes on from its newest complete checkpoint. Several GPUs: torchrun --nproc-per-
 
 from __future__ import annotations
 
-import command_line
+from common import command_line
 from config import Config
+from training.model import load_model
 from training_manager import TrainingRun
-from whisper_model import load_model
 
 
 def main() -> None:
     """The right half of the flow chart: pop a batch, train on it, again and again until the plan is done."""
     config = command_line.parse(Config, "Trains Whisper on the samples that prepro_add2radis.py puts into Redis.")
-    command_line.log_config(config)
+    command_line.log_settings(config.to_dict())
 
     run = TrainingRun(config)
     model, processor = load_model(config.model)

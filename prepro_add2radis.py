@@ -12,15 +12,19 @@ import logging
 import os
 from pathlib import Path
 
-from command_line import log_config, parse, run
+from common.command_line import log_settings, parse, run
 from config import Config
-from data_processor import load_feature_spec, load_transcript_encoder
-from manifest import find_manifest
-from producer_report import Progress, Tally
-from recordings import load_recordings
-from redis_manager import PlanCard, RunFinished, SampleWriter, announce_producer
-from rejected_report import LateRejections, check_rejected
-from worker_pool import Recipe, WorkerPool, check_executor, make_recipe
+from corpus.manifest import find_manifest
+from corpus.rejected_report import LateRejections, check_rejected
+from corpus.scan import load_recordings
+from features.feature_spec import load_feature_spec
+from features.labels import load_transcript_encoder
+from producing.producer_report import Progress, Tally
+from producing.recipe import Recipe, make_recipe
+from producing.worker_pool import WorkerPool, check_executor
+from sample_queue.errors import RunFinished
+from sample_queue.protocol import PlanCard
+from sample_queue.writer import SampleWriter, announce_producer
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +32,7 @@ logger = logging.getLogger(__name__)
 def main() -> None:
     """Local storage → plan → worker pool → virtual container, until every sample is pushed."""
     config = parse(Config, __doc__ or "")
-    log_config(config)
+    log_settings(config.to_dict())
     config.save(Path(config.model.output_dir) / "producer_config.json")
     recipe = plan_stream(config)
     writer = SampleWriter(config.redis, make_card(recipe))

@@ -19,32 +19,13 @@ from typing import Annotated, Literal
 
 import tyro
 
-from command_line import parse, run
-from config import RedisConfig, UserError
-from embedded_redis import embedded_pid, is_listening, may_embed, stop_embedded
-from redis_server import ServerNotFoundError, connect
-from sample_queue import (
-    CapacityError,
-    FencedError,
-    FinishedRunError,
-    ForeignPlanError,
-    PlanCard,
-    ProducerBusyError,
-    ProducerGoneError,
-    QueueStatus,
-    RunFinished,
-    StopRequested,
-    check_capacity,
-    open_queue,
-)
-from sample_reader import SampleReader, trainer_token
-from sample_writer import ProducerAnnouncement, SampleWriter, announce_producer
-
-__all__ = [
-    "CapacityError", "FencedError", "FinishedRunError", "ForeignPlanError", "PlanCard", "ProducerAnnouncement",
-    "ProducerBusyError", "ProducerGoneError", "QueueStatus", "RunFinished", "SampleReader", "SampleWriter",
-    "StopRequested", "announce_producer", "check_capacity", "trainer_token",
-]  # fmt: skip
+from common.command_line import parse, run
+from common.errors import UserError
+from config import RedisConfig
+from sample_queue.connection import connect
+from sample_queue.embedded_server import embedded_pid, is_listening, may_embed, stop_embedded
+from sample_queue.protocol import QueueStatus, open_queue
+from sample_queue.server_errors import ServerNotFoundError
 
 logger = logging.getLogger(__name__)
 

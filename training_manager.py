@@ -18,23 +18,30 @@ from transformers import (
 from transformers.utils import SAFE_WEIGHTS_NAME
 from transformers.utils.logging import disable_progress_bar
 
-from checkpoints import TRAINER_STATE, Checkpoint, Progress, newest_complete, remove_incomplete
-from config import Config, UserError
-from data_processor import FeatureSpec, TranscriptEncoder, load_feature_spec, load_transcript_encoder
-from manifest import find_manifest
-from metrics import TranscriptionMetrics
-from output_folder import OutputFolder
-from recordings import Recordings, load_recordings
-from redis_manager import FinishedRunError, PlanCard, SampleReader, check_capacity, trainer_token
-from sample import SampleLimits
-from stop_flag import StopFlag
-from stream_trainer import StreamTrainer
-from trainer_arguments import make_training_arguments
-from training_data import BatchMaker, EvaluationCollator, PositionDataset, StreamCollator
-from training_log import LogLine
-from training_report import make_report
-from training_schedule import Schedule, make_schedule
-from whisper_model import check_model_fits
+from common.errors import UserError
+from config import Config
+from corpus.manifest import find_manifest
+from corpus.recordings import Recordings
+from corpus.scan import load_recordings
+from data_processor import SampleSettings
+from features.feature_spec import FeatureSpec, load_feature_spec
+from features.labels import TranscriptEncoder, load_transcript_encoder
+from features.sample import SampleLimits
+from sample_queue.errors import FinishedRunError
+from sample_queue.memory import check_capacity
+from sample_queue.protocol import PlanCard
+from sample_queue.reader import SampleReader, trainer_token
+from training.arguments import make_training_arguments
+from training.batches import BatchMaker, EvaluationCollator, PositionDataset, StreamCollator
+from training.checkpoints import TRAINER_STATE, Checkpoint, Progress, newest_complete, remove_incomplete
+from training.log import LogLine
+from training.metrics import TranscriptionMetrics
+from training.model import check_model_fits
+from training.output_folder import OutputFolder
+from training.report import make_report
+from training.schedule import Schedule, make_schedule
+from training.stop_flag import StopFlag
+from training.stream_trainer import StreamTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +119,7 @@ class TrainingRun:
             trained=self._trained,
             stop=self._stop,
             stream_collator=StreamCollator(self._reader, card, f"{config.redis.namespace}:samples", limits, make_batch),
-            evaluation_collator=EvaluationCollator(recordings, spec, config.data, encoder, make_batch)
+            evaluation_collator=EvaluationCollator(recordings, SampleSettings(spec, encoder, config.data), make_batch)
             if recordings
             else None,
             keep_checkpoints=config.model.save_total_limit,

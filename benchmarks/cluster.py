@@ -34,8 +34,9 @@ import tyro
 
 from benchmarks.clips import make_clips
 from benchmarks.harness import clips_recipe
-from plan import Plan
-from worker_pool import Recipe, WorkerPool
+from producing.plan import Plan
+from producing.recipe import Recipe
+from producing.worker_pool import WorkerPool
 
 PORT = 26786
 WARM_UP_SAMPLES = 256

@@ -23,15 +23,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import soundfile
 import tyro
 
+from audio.room_acoustics import load_room_bank
 from benchmarks.clips import make_clips, read_texts, write_noise
 from benchmarks.harness import Figure, clips_recipe, embedded, furnish, pinned, race, report, write_json
 from benchmarks.peers.floor import Floor
 from benchmarks.peers.ours import Producer, Worker
 from prepro_add2radis import make_card
-from redis_manager import SampleWriter
-from redis_server import make_client
-from room_acoustics import load_room_bank
-from worker_pool import SampleMaker
+from producing.worker_pool import SampleMaker
+from sample_queue.connection import make_client
+from sample_queue.writer import SampleWriter
 
 LIMIT_GB = 2.0
 

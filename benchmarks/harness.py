@@ -23,12 +23,12 @@ import psutil
 import audioaugmentations
 from benchmarks.clips import DIGITS, NOISE
 from config import AudioAugmentationConfig, Config, DataConfig, ModelConfig, RedisConfig
-from data_processor import load_feature_spec, load_transcript_encoder
-from embedded_redis import start_embedded, stop_embedded
-from recordings import load_recordings
-from redis_manager import QueueStatus
-from sample_queue import open_queue
-from worker_pool import Recipe, make_recipe
+from corpus.scan import load_recordings
+from features.feature_spec import load_feature_spec
+from features.labels import load_transcript_encoder
+from producing.recipe import Recipe, make_recipe
+from sample_queue.embedded_server import start_embedded, stop_embedded
+from sample_queue.protocol import QueueStatus, open_queue
 
 ROOT = Path(__file__).resolve().parent.parent
 MIB = 2**20

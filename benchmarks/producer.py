@@ -47,11 +47,12 @@ from benchmarks.harness import (
     workers_of,
     write_json,
 )
+from common.process_executor import ProcessExecutor
 from config import DataConfig, ModelConfig, RedisConfig
-from data_processor import load_feature_spec, load_transcript_encoder
-from process_executor import ProcessExecutor
-from recordings import load_recordings
-from sample_worker import make_samples, start_worker
+from corpus.scan import load_recordings
+from features.feature_spec import load_feature_spec
+from features.labels import load_transcript_encoder
+from producing.sample_worker import make_samples, start_worker
 
 ALL_ROWS = 693_000
 """Rows of the data set that the project was made for."""

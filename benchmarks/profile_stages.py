@@ -35,19 +35,24 @@ import soxr
 import tyro
 
 import audioaugmentations
-import sample_worker
+import data_processor
+from audio.noise_sources import NoiseRecordings
+from audio.waveform import load_waveform
 from audioaugmentations import AUGMENTATIONS, AudioAugmentations, Choice, Floats, Step
 from benchmarks.clips import make_clips
 from benchmarks.harness import Figure, clips_recipe, embedded, furnish, pinned, write_json
-from data_processor import FeatureSpec, TranscriptEncoder, load_waveform, log_mel
-from noise_sources import NoiseRecordings
-from plan import Plan
+from corpus.recordings import Recordings
+from features.feature_spec import FeatureSpec
+from features.labels import TranscriptEncoder
+from features.log_mel import log_mel
+from features.sample import Sample, SampleLimits, decode_sample, encode_sample
 from prepro_add2radis import make_card
-from recordings import Recordings
-from redis_manager import SampleWriter
-from redis_server import make_client
-from sample import Sample, SampleLimits, decode_sample, encode_sample
-from worker_pool import Recipe, SampleMaker
+from producing import sample_worker
+from producing.plan import Plan
+from producing.recipe import Recipe
+from producing.worker_pool import SampleMaker
+from sample_queue.connection import make_client
+from sample_queue.writer import SampleWriter
 
 CHUNK = 32
 OTHER_RATES_HZ = (44_100, 48_000)
@@ -270,7 +275,7 @@ WATCHED: dict[str, list[tuple[Any, str]]] = {
         (Recordings, "__getitem__"),
         (TranscriptEncoder, "encode"),
     ],
-    "decode": [(sample_worker, "load_waveform")],
+    "decode": [(data_processor, "load_waveform")],
     "speed": [(audioaugmentations, "change_speed")],
     "pitch_shift": [(audioaugmentations, "shift_pitch")],
     "far_field": [(audioaugmentations, "add_far_field")],
@@ -279,7 +284,7 @@ WATCHED: dict[str, list[tuple[Any, str]]] = {
     "down_upsampling": [(audioaugmentations, "down_upsample")],
     "speech_enhancement": [(audioaugmentations, "enhance_speech")],
     "masking": [(audioaugmentations, "mask_log_mel")],
-    "log-mel": [(sample_worker, "log_mel")],
+    "log-mel": [(data_processor, "log_mel")],
     "encode": [(sample_worker, "encode_sample")],
 }
 """Stage → what the stopwatch stands around: names that a worker calls."""

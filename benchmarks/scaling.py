@@ -26,12 +26,13 @@ import tyro
 
 from benchmarks.clips import make_clips
 from benchmarks.harness import Figure, clips_recipe, embedded, furnish, pinned, race, report, write_json
+from common.process_executor import ProcessExecutor
 from prepro_add2radis import make_card
-from process_executor import ProcessExecutor
-from producer_report import Tally
-from redis_manager import SampleWriter
-from sample_worker import Chunk
-from worker_pool import Recipe, SampleMaker, WorkerPool
+from producing.producer_report import Tally
+from producing.recipe import Recipe
+from producing.sample_worker import Chunk
+from producing.worker_pool import SampleMaker, WorkerPool
+from sample_queue.writer import SampleWriter
 
 CHUNK = 32
 

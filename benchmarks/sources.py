@@ -40,13 +40,16 @@ import pyarrow.parquet
 import soundfile
 import tyro
 
+from audio.waveform import load_waveform
 from benchmarks.clips import make_clips
 from config import Config, DataConfig, ModelConfig
-from data_processor import FeatureSpec, load_feature_spec, load_transcript_encoder, load_waveform
+from corpus.recordings import Recordings
+from corpus.scan import load_recordings
 from examples.make_tiny_checkpoint import make_tiny_checkpoint
-from plan import make_plan
-from recordings import Recordings, load_recordings
-from row_group_cache import parse_locator, unpack
+from features.feature_spec import FeatureSpec, load_feature_spec
+from features.labels import load_transcript_encoder
+from producing.plan import make_plan
+from storage.row_group_cache import parse_locator, unpack
 
 MIB = 2**20
 

@@ -34,8 +34,8 @@ import soundfile
 import soxr
 from tqdm import tqdm
 
-import command_line
-from config import UserError
+from common import command_line
+from common.errors import UserError
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SAMPLING_RATE_HZ = 16000

@@ -20,8 +20,8 @@ import numpy as np
 import soundfile
 from scipy import signal
 
-import command_line
-from config import UserError
+from common import command_line
+from common.errors import UserError
 
 SAMPLING_RATE_HZ = 16000
 DURATION_S = 10

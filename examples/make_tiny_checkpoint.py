@@ -33,8 +33,8 @@ from transformers import (
 )
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TASK_IDS
 
-import command_line
-from config import UserError
+from common import command_line
+from common.errors import UserError
 
 logger = logging.getLogger(__name__)
 

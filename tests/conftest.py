@@ -16,12 +16,15 @@ import pytest
 import redis
 import soundfile
 
-import worker_pool
 from config import AudioAugmentationConfig, Config, DataConfig, ModelConfig, RedisConfig
-from data_processor import load_feature_spec, load_transcript_encoder
-from embedded_redis import find_executable, runtime_folder, start_embedded, stop_embedded
+from corpus.recordings import Recordings
+from corpus.scan import load_recordings
 from examples.make_tiny_checkpoint import make_tiny_checkpoint
-from recordings import Recordings, load_recordings
+from features.feature_spec import load_feature_spec
+from features.labels import load_transcript_encoder
+from producing.recipe import Recipe
+from producing.recipe import make_recipe as recipe_for
+from sample_queue.embedded_server import find_executable, runtime_folder, start_embedded, stop_embedded
 from tests.runs import DIGITS, Run
 from tests.servers import LossyProxy, S3Server, accepts, find_free_port, wait_for
 
@@ -184,10 +187,10 @@ def load(tiny_checkpoint, tmp_path) -> Callable[..., Recordings]:
 
 
 @pytest.fixture
-def recipe_of(tiny_checkpoint, tmp_path) -> Callable[..., worker_pool.Recipe]:
+def recipe_of(tiny_checkpoint, tmp_path) -> Callable[..., Recipe]:
     """The recipe of a manifest; settings of DataConfig and AudioAugmentationConfig as keywords and a dictionary."""
 
-    def make(path: object, augmentation: dict | None = None, **settings) -> worker_pool.Recipe:
+    def make(path: object, augmentation: dict | None = None, **settings) -> Recipe:
         config = Config(
             data=DataConfig(
                 **{"train_manifest": str(path), "cache_dir": str(tmp_path / "cache"), "chunk_size": 5, **settings}
@@ -199,7 +202,7 @@ def recipe_of(tiny_checkpoint, tmp_path) -> Callable[..., worker_pool.Recipe]:
         recordings = load_recordings(
             config.data.train_manifest, config.data, spec, encoder, report=tmp_path / "rejected.jsonl", processes=0
         )
-        return worker_pool.make_recipe(config, recordings, spec, encoder)
+        return recipe_for(config, recordings, spec, encoder)
 
     return make
 
@@ -209,11 +212,11 @@ def make_recipe(
     tmp_path: Path,
     write_recording: Callable[..., Path],
     write_manifest: Callable[..., Path],
-    recipe_of: Callable[..., worker_pool.Recipe],
-) -> Callable[..., worker_pool.Recipe]:
+    recipe_of: Callable[..., Recipe],
+) -> Callable[..., Recipe]:
     """A recipe over 12 recordings of 1 to 2 s; settings of DataConfig and AudioAugmentationConfig as dictionaries."""
 
-    def make(data: dict | None = None, augmentation: dict | None = None) -> worker_pool.Recipe:
+    def make(data: dict | None = None, augmentation: dict | None = None) -> Recipe:
         rows = [
             {
                 "audio": write_recording(f"clips/{i}.flac", 1 + i / 12).relative_to(tmp_path),

@@ -25,11 +25,11 @@ from typing import Any
 import torch
 import transformers.modeling_utils
 
-import command_line
 import final_training_medium
-from checkpoints import MARKER
-from sample_reader import SampleReader
-from stream_trainer import StreamTrainer
+from common import command_line
+from sample_queue.reader import SampleReader
+from training.checkpoints import MARKER
+from training.stream_trainer import StreamTrainer
 
 LAST = "after the commit"
 CHECKPOINT = "/checkpoint-"

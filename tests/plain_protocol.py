@@ -13,11 +13,11 @@ import runpy
 import sys
 from typing import Any
 
-import training_data
-from config import UserError
-from redis_server import make_client
-from sample import Sample
-from sample_reader import SampleReader
+from common.errors import UserError
+from features.sample import Sample
+from sample_queue.connection import make_client
+from sample_queue.reader import SampleReader
+from training import batches
 
 
 class QueueDrainedError(UserError):
@@ -52,7 +52,7 @@ def let_go(self: SampleReader, upto: int) -> None:
     """There is nothing to let go of."""
 
 
-def collate(self: training_data.StreamCollator, positions: list[int]) -> dict[str, Any]:
+def collate(self: batches.StreamCollator, positions: list[int]) -> dict[str, Any]:
     """The batch of whatever comes, with the positions that its samples say they have."""
     payloads = self._reader.take(positions[0], len(positions))
     samples: list[Sample] = []
@@ -60,18 +60,18 @@ def collate(self: training_data.StreamCollator, positions: list[int]) -> dict[st
         length = int.from_bytes(payload[:8], "little")
         position = int(json.loads(payload[8 : 8 + length])["__metadata__"]["position"])
         samples.append(self._decode(payload, position))
-    record = training_data.BatchRecord(
+    record = batches.BatchRecord(
         [sample.position for sample in samples], [sample.id for sample in samples],
         sum(sample.duration_s for sample in samples), 0.0,
     )  # fmt: skip
-    return {**self._make_batch(samples), training_data.RECORD: record}
+    return {**self._make_batch(samples), batches.RECORD: record}
 
 
 def main() -> None:
     """Runs the script that the command line names with the reader replaced."""
     for name, function in (("take", take), ("attach", attach), ("commit", let_go), ("trim", let_go)):
         setattr(SampleReader, name, function)
-    training_data.StreamCollator.collate = collate  # type: ignore[assignment,method-assign]
+    batches.StreamCollator.collate = collate  # type: ignore[assignment,method-assign]
     sys.argv = sys.argv[1:]
     runpy.run_path(sys.argv[0], run_name="__main__")
 

@@ -6,7 +6,10 @@ import threading
 from typing import Any
 
 from config import RedisConfig
-from redis_manager import PlanCard, RunFinished, SampleReader, SampleWriter
+from sample_queue.errors import RunFinished
+from sample_queue.protocol import PlanCard
+from sample_queue.reader import SampleReader
+from sample_queue.writer import SampleWriter
 
 CARD = PlanCard("plan-a", 100_000, 1000, 80, 3000, "float16", "tokenizer", 500_000)
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import psutil
 
 from config import RedisConfig
-from embedded_redis import embedded_pid, runtime_folder
-from training_log import lines_behind_weights
+from sample_queue.embedded_server import embedded_pid, runtime_folder
+from training.log import lines_behind_weights
 
 ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "examples" / "digits"

@@ -16,7 +16,10 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import noise_sources
+from audio import noise_sources
+from audio.noise_sources import NoiseRecordings, color_noise
+from audio.room_acoustics import DIRECT_TAP, Room, RoomBankError, load_room_bank, simulate_room
+from audio.time_stretch import stretched_samples
 from audioaugmentations import (
     AUGMENTATIONS,
     AudioAugmentations,
@@ -34,10 +37,8 @@ from audioaugmentations import (
     prepare,
     shift_pitch,
 )
-from config import AudioAugmentationConfig, UserError
-from noise_sources import NoiseRecordings, color_noise
-from room_acoustics import DIRECT_TAP, Room, RoomBankError, load_room_bank, simulate_room
-from time_stretch import stretched_samples
+from common.errors import UserError
+from config import AudioAugmentationConfig
 
 RATE = 16000
 WINDOW = 30 * RATE

@@ -9,16 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from command_line import parse
-from config import (
-    AudioAugmentationConfig,
-    Config,
-    ConfigurationError,
-    DataConfig,
-    ModelConfig,
-    RedisConfig,
-    UserError,
-)
+from common.command_line import parse
+from common.errors import ConfigurationError, UserError
+from config import AudioAugmentationConfig, Config, DataConfig, ModelConfig, RedisConfig
 
 GROUPS = {"redis": RedisConfig, "data": DataConfig, "model": ModelConfig, "audio_augmentation": AudioAugmentationConfig}
 ROOT = Path(__file__).parent.parent
@@ -56,7 +49,7 @@ def test_every_field_has_a_flag_and_a_line_of_help(group, capsys):
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_field_is_read_by_some_module(group):
-    sources = [path.read_text() for path in ROOT.glob("*.py")]
+    sources = [path.read_text() for pattern in ("*.py", "[a-z]*/*.py") for path in ROOT.glob(pattern)]
     config_source = (ROOT / "config.py").read_text()
     properties = re.findall(
         r"@property\n    def (\w+)\(self\)[^\n]*\n(.*?)(?=\n    @|\n    def |\n\n\n)", config_source, re.S

@@ -15,17 +15,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import WhisperFeatureExtractor, WhisperTokenizer
 
-from audio_file import RecordingError
-from config import DataConfig, ModelConfig, UserError
-from data_processor import (
-    FeatureSpec,
-    ModelFilesError,
-    load_feature_spec,
-    load_transcript_encoder,
-    load_waveform,
-    log_mel,
-)
-from flac_decoder import open_mono_flac
+from audio.audio_file import RecordingError
+from audio.flac_decoder import open_mono_flac
+from audio.waveform import load_waveform
+from common.errors import UserError
+from config import DataConfig, ModelConfig
+from features.feature_spec import FeatureSpec, ModelFilesError, load_feature_spec
+from features.labels import load_transcript_encoder
+from features.log_mel import log_mel
 from tests.conftest import tone
 from tests.runs import DIGITS
 

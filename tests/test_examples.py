@@ -22,7 +22,7 @@ from transformers import (  # type: ignore[attr-defined]
 )
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from config import UserError
+from common.errors import UserError
 from examples.make_digits import EVAL, TRAIN, choose_utterances
 from examples.make_noise import make_noise
 from examples.make_tiny_checkpoint import make_tiny_checkpoint

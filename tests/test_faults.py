@@ -18,10 +18,10 @@ import psutil
 import pytest
 import redis
 
-from checkpoints import MARKER
 from tests.chaos import Settings, largest_difference, run_chaos
 from tests.runs import PRODUCER, TRAINER, Run, Script, ending, trained_positions, wait_until
 from tests.servers import FlakyProxy
+from training.checkpoints import MARKER
 
 MakeRun = Callable[..., Run]
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from checkpoints import MARKER
-from rejected_report import LateRejection, LateRejections, RejectedReportError, write_report
+from corpus.rejected_report import LateRejection, LateRejections, RejectedReportError, write_report
 from tests.runs import PRODUCER, TRAINER, Run, Script, ending, trained_positions, wait_until
-from training_log import SamplesLog, SamplesLogError
+from training.checkpoints import MARKER
+from training.log import SamplesLog, SamplesLogError
 
 PLANNED = 200
 """Samples of a run here: 50 steps, a checkpoint each 10."""

@@ -25,29 +25,26 @@ from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler
 from transformers import WhisperConfig, pipeline
 
-from checkpoints import MARKER
-from command_line import Interruption
-from config import Config, DataConfig, ModelConfig, RedisConfig, UserError
-from data_processor import load_feature_spec, load_transcript_encoder
+from common.command_line import Interruption
+from common.errors import UserError
+from config import Config, DataConfig, ModelConfig, RedisConfig
 from examples.make_tiny_checkpoint import make_tiny_checkpoint
-from redis_manager import (
-    CapacityError,
-    FencedError,
-    PlanCard,
-    ProducerGoneError,
-    RunFinished,
-    SampleReader,
-    SampleWriter,
-)
-from sample import Sample, encode_sample
-from stream_trainer import StreamTrainer
+from features.feature_spec import load_feature_spec
+from features.labels import load_transcript_encoder
+from features.sample import Sample, encode_sample
+from sample_queue.errors import CapacityError, FencedError, ProducerGoneError, RunFinished
+from sample_queue.protocol import PlanCard
+from sample_queue.reader import SampleReader
+from sample_queue.writer import SampleWriter
 from tests.runs import DIGITS
-from training_data import BatchMaker, PositionSampler
-from training_log import lines_behind_weights
+from training.batches import BatchMaker, PositionSampler
+from training.checkpoints import MARKER
+from training.log import lines_behind_weights
+from training.model import load_model
+from training.report import transcription_command
+from training.schedule import make_schedule
+from training.stream_trainer import StreamTrainer
 from training_manager import TrainingRun
-from training_report import transcription_command
-from training_schedule import make_schedule
-from whisper_model import load_model
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]

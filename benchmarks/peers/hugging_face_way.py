@@ -33,8 +33,8 @@ from audiomentations import (
 from torch.utils.data import DataLoader
 from transformers import WhisperFeatureExtractor, WhisperTokenizer
 
-from data_processor import FeatureSpec
-from room_acoustics import Responses
+from audio.room_acoustics import Responses
+from features.feature_spec import FeatureSpec
 
 RATE = 16000
 BATCH = 16

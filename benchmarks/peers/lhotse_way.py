@@ -15,10 +15,12 @@ import soxr
 from lhotse import CutSet, Recording, WhisperFbank
 from lhotse.cut import Cut
 
+from audio.noise_sources import NoiseRecordings
+from audio.waveform import load_waveform
 from audioaugmentations import mix_background
 from config import DataConfig
-from data_processor import FeatureSpec, load_waveform, log_mel
-from noise_sources import NoiseRecordings
+from features.feature_spec import FeatureSpec
+from features.log_mel import log_mel
 
 SPEEDS = (0.9, 1.1)
 SNR_DB = 10.0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from redis_manager import SampleWriter
-from worker_pool import SampleMaker
+from producing.worker_pool import SampleMaker
+from sample_queue.writer import SampleWriter
 
 CHUNK = 32
 

@@ -1,0 +1,1 @@
+"""Waveforms: decoding, and the signal processing behind the augmentations."""

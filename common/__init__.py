@@ -1,0 +1,1 @@
+"""What every room uses: errors, the command line, progress bars, worker processes."""

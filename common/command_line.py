@@ -1,0 +1,106 @@
+"""What the programs share at the command line: flags from the dataclasses, logging, and how a program ends.
+
+Exit codes: 0 done; 2 a failure that the user can mend, told in one line; 130 after Ctrl-C and 143 after SIGTERM.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
+from typing import NoReturn, TypeVar
+
+import tyro
+
+from common.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+C = TypeVar("C")
+
+
+class Interruption(SystemExit):
+    """SIGTERM or Ctrl-C asked the program to end.
+
+    Not an `Exception`, so that no library swallows it; a `SystemExit`, because tqdm's log handler swallows all others.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal.Signals(signal_number).name)
+        self.exit_code = 128 + signal_number
+
+
+def parse(settings: type[C], description: str, arguments: Sequence[str] | None = None) -> C:
+    """Reads a dataclass from the command line: a flag for each field, nested by group; booleans take True or False.
+
+    Args:
+        settings: the dataclass.
+        description: text above the flags in `--help`.
+        arguments: what follows the program's name; None: the process's own.
+
+    Raises:
+        SystemExit: code 0 after `--help`; code 2 after an unknown flag, with the nearest known one.
+        ConfigurationError: a value, or a combination of values, that cannot work.
+    """
+    given = _without_misplaced_secrets(sys.argv[1:] if arguments is None else arguments)
+    return tyro.cli(
+        settings, description=description, args=given, config=(tyro.conf.FlagConversionOff,), use_underscores=True
+    )
+
+
+def _without_misplaced_secrets(arguments: Sequence[str]) -> list[str]:
+    """The arguments; a Redis URL behind a mistyped flag without user and password, as the error will quote it."""
+    return [
+        argument
+        if argument.startswith("--redis.url=") or before == "--redis.url"
+        else re.sub("(rediss?|unix)://.*@", r"\1://…@", argument)
+        for before, argument in zip(["", *arguments], arguments, strict=False)
+    ]
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Runs a program's `main` and ends the process with the exit code that its outcome deserves."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"
+    )
+    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        main()
+        code = 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except Interruption as interruption:
+        print(f"stopped by {interruption}", file=sys.stderr)
+        code = interruption.exit_code
+    except BrokenPipeError:  # the reader of our output (head, less) went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)
+
+
+def interrupt(signal_number: int, frame: FrameType | None) -> NoReturn:
+    """The signal handler that `run` sets: raises `Interruption`, once.
+
+    A SIGTERM often comes twice, to the process and to its group: the second must not interrupt the tidying up. A second
+    Ctrl-C ends the program on the spot.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    raise Interruption(signal_number)
+
+
+def log_settings(settings: Mapping[str, object]) -> None:
+    """Logs settings, a line per group.
+
+    Args:
+        settings: by group, without secrets (`Config.to_dict`).
+    """
+    for group, values in settings.items():
+        logger.info("%s: %s", group, json.dumps(values, ensure_ascii=False))

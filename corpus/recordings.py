@@ -1,0 +1,79 @@
+"""The usable recordings of a manifest, read back from what a scan has left on disk.
+
+A manifest of 693,000 rows takes no memory here: a recording is read when it is asked for, from a file of JSON lines
+with an index of offsets.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from storage.remote_files import join
+
+OFFSETS = struct.Struct("=qq")
+"""Begin and end of a recording's line: two int64 that stand next to each other."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A usable row of a manifest."""
+
+    row: int
+    """Its row in the manifest, from 0."""
+    id: str
+    audio: str
+    """Locator of the audio: a path, a URL or a place in a Parquet file, see `audio_sources`."""
+    transcript: str
+
+
+class Recordings:
+    """The usable recordings of a manifest, in its order, read from disk when asked for. Cheap to pickle."""
+
+    def __init__(self, folder: Path, root: str) -> None:
+        """
+        Args:
+            folder: what a scan left in the cache.
+            root: folder or URL at which relative audio paths start.
+        """
+        self._folder, self._root = folder, root
+        offsets = np.load(folder / "offsets.npy", mmap_mode="r")
+        self._length, self._first_offset = len(offsets) - 1, offsets.offset
+        # Read where they are needed, not mapped: the pages would count as this process's memory, 8 bytes a row.
+        self._index = os.open(folder / "offsets.npy", os.O_RDONLY)
+        self._file = os.open(folder / "rows.jsonl", os.O_RDONLY)
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        self.digest: str = summary["digest"]
+        """Identity of the content of the manifest and of the choice of rows."""
+        self.hours: float = summary["hours"]
+        """Duration of all usable recordings together."""
+        self.rejected: int = summary["rejected"]
+        """Rows that can't be used."""
+        self.rejected_file = folder / "rejected.jsonl"
+        """Those rows, a JSON line for each."""
+        blocks = folder / "blocks.npy"
+        self.blocks: np.ndarray | None = np.load(blocks) if blocks.exists() else None
+        """int64 `[row groups, 2]`: usable recordings and bytes of each row group, of a data set in Parquet."""
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Recording:
+        if not 0 <= index < self._length:
+            raise IndexError(f"recording {index} of {self._length}")
+        begin, end = OFFSETS.unpack(os.pread(self._index, OFFSETS.size, self._first_offset + 8 * index))
+        row, row_id, audio, transcript = json.loads(os.pread(self._file, end - begin, begin))
+        return Recording(row, row_id, join(self._root, audio), transcript)
+
+    def __reduce__(self) -> tuple[type[Recordings], tuple[Path, str]]:
+        return Recordings, (self._folder, self._root)
+
+    def __del__(self) -> None:
+        for name in ("_index", "_file"):
+            if hasattr(self, name):
+                os.close(getattr(self, name))

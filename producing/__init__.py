@@ -1,0 +1,1 @@
+"""From a position of the plan to an encoded sample, on many cores."""

@@ -1,0 +1,152 @@
+"""What a worker does: it turns tasks into encoded samples.
+
+A worker knows the recipe, but neither the order of the stream nor the list of recordings, which may have millions of
+rows: a task brings what the plan says of its samples. So a worker is small and starts fast, and may run on a machine
+that has nothing of the producer's but the audio.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import audioaugmentations
+from audio.audio_file import RecordingError
+from audioaugmentations import AudioAugmentations, CopyAugmenter
+from common.errors import UserError
+from config import Config
+from corpus.recordings import Recording
+from corpus.rejected_report import LateRejection
+from data_processor import ORIGINAL, SampleSettings, make_sample
+from features.feature_spec import FeatureSpec
+from features.labels import TranscriptEncoder
+from features.sample import Sample, encode_sample
+from producing.plan import ORIGINAL_VARIANT, Draw, Plan
+from storage.audio_sources import reading_ahead
+
+
+class NoiseFilesError(UserError):
+    """A worker finds other background noise than the producer."""
+
+
+@dataclass(frozen=True)
+class WorkerRecipe:
+    """All that a worker must know besides its tasks. Picklable, a few MB."""
+
+    config: Config
+    plan: Plan
+    spec: FeatureSpec
+    encoder: TranscriptEncoder
+    fingerprint: str
+    augmentations: str
+    """Identity of what the augmentations read from files (`audioaugmentations.fingerprint`)."""
+    prepared: dict[str, bytes]
+    """Files that the producer has made for the augmentations, name → content: the simulated rooms. Sent along, so that
+    no worker makes them again, in another way on another kind of CPU."""
+
+
+@dataclass(frozen=True)
+class SampleTask:
+    """One sample to make."""
+
+    draw: Draw
+    recordings: tuple[Recording, ...]
+    """The first of them that can be decoded is taken."""
+
+
+@dataclass
+class Chunk:
+    """Encoded samples, of consecutive positions when it leaves the worker pool."""
+
+    start: int
+    """Position of the first."""
+    payloads: list[bytes] = field(default_factory=list)
+    """Empty for a sample none of whose recordings can be decoded: the pool puts that right."""
+    rejected: list[str] = field(default_factory=list)
+    """JSON lines for the rejected report: recordings that failed to decode and were replaced."""
+    augmentations: Counter[str] = field(default_factory=Counter)
+    """Samples per augmentation, "original" among them."""
+    seconds: float = 0.0
+    """Duration of the audio in all samples."""
+
+
+class SampleWorker:
+    """Makes samples. Holds what is expensive to load, so that each process, or thread, has one of its own."""
+
+    def __init__(self, recipe: WorkerRecipe) -> None:
+        """
+        Raises:
+            UserError: the background noise is missing here, or differs from what the producer has found.
+        """
+        self._recipe = recipe
+        augmentation = recipe.config.audio_augmentation
+        if audioaugmentations.fingerprint(augmentation) != recipe.augmentations:
+            raise NoiseFilesError(
+                "the background noise here is not the producer's: expected files of the same names and sizes at "
+                f"{', '.join(augmentation.bg_noise_file_list)}; copy the producer's there, or share the folder"
+            )
+        with tempfile.TemporaryDirectory() as folder:  # the augmentations load what it holds at once
+            for name, content in recipe.prepared.items():
+                (Path(folder) / name).write_bytes(content)
+            self._augmentations = AudioAugmentations(augmentation, Path(folder), recipe.spec.window_samples)
+        data = recipe.config.data
+        self._settings = SampleSettings(recipe.spec, recipe.encoder, data, data.feature_dtype, recipe.fingerprint)
+
+    def make(self, tasks: Sequence[SampleTask]) -> Chunk:
+        """The samples of these tasks, at least one, in their order."""
+        chunk = Chunk(tasks[0].draw.position)
+        with reading_ahead((task.recordings[0].audio for task in tasks), self._recipe.config.data):
+            for task in tasks:
+                made = self._make_one(task, chunk.rejected)
+                if made is None:
+                    chunk.payloads.append(b"")
+                    continue
+                sample, names = made
+                chunk.payloads.append(encode_sample(sample))
+                chunk.augmentations.update(names)
+                chunk.seconds += sample.duration_s
+        return chunk
+
+    def _make_one(self, task: SampleTask, rejected: list[str]) -> tuple[Sample, list[str]] | None:
+        """The sample of the first recording that can be decoded, and the names of its augmentations.
+
+        Recordings that can't be decoded are added to `rejected`, as JSON lines.
+        """
+        for recording in task.recordings:
+            augmenter = self._augmenter(task.draw)
+            try:
+                sample = make_sample(recording, task.draw.position, self._settings, augmenter)
+            except RecordingError as error:
+                rejection = LateRejection(
+                    recording.row, recording.id, recording.audio, str(error), task.draw.position,
+                    self._recipe.fingerprint,
+                )  # fmt: skip
+                rejected.append(rejection.to_json())
+            else:
+                return sample, [step.name for step in augmenter.choice.steps] if augmenter else [ORIGINAL]
+        return None
+
+    def _augmenter(self, draw: Draw) -> CopyAugmenter | None:
+        if draw.variant == ORIGINAL_VARIANT:
+            return None
+        return CopyAugmenter(self._augmentations, draw.turn, self._recipe.plan.generator(draw.position))
+
+
+_worker: SampleWorker | None = None
+"""This process' own; None where no local worker process was started."""
+
+
+def start_worker(recipe: WorkerRecipe) -> None:
+    """First act of a local worker process."""
+    global _worker
+    _worker = SampleWorker(recipe)
+
+
+def make_samples(tasks: Sequence[SampleTask]) -> Chunk:
+    """What a local worker process is asked to do."""
+    if _worker is None:
+        raise RuntimeError("this process is no worker")
+    return _worker.make(tasks)

@@ -1,0 +1,1 @@
+"""The virtual container: samples in Redis between the producer and the trainer."""
