@@ -19,6 +19,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from common.errors import ConfigurationError, UserError
+from common.files import cannot_write, written_whole
 
 GIB = 2**30
 """Bytes in one gigabyte as `max_memory_gb` counts them."""
@@ -403,12 +404,10 @@ class Config:
             UserError: the folder of `path` cannot be made or written.
         """
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            with written_whole(path) as file:
+                file.write((json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n").encode())
         except OSError as error:
-            raise UserError(
-                f"cannot write {path}: {error.strerror or error}; choose another --model.output_dir"
-            ) from error
+            raise cannot_write(UserError, path, error, "choose another --model.output_dir") from error
 
 
 def _port(url: str) -> int:

@@ -9,3 +9,13 @@ class UserError(Exception):
 
 class ConfigurationError(UserError, ValueError):
     """A setting, or a combination of settings, that cannot work."""
+
+
+def one_line(error: object, longest: int = 300) -> str:
+    """What an error says, as a single line.
+
+    Args:
+        error: an exception, or its text.
+        longest: characters after which it is cut off.
+    """
+    return " ".join(str(error).split())[:longest]

@@ -16,6 +16,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
+from common.errors import one_line
 from config import HUB_MANIFEST, DataConfig
 from corpus.manifest import ROWS_PER_TASK, WILDCARDS, ManifestError, ManifestRow, pick_columns
 from storage.remote_files import asking_again, is_url, join, list_files, network_errors, open_file, without_secrets
@@ -95,10 +96,10 @@ def _hub_files(path: str) -> list[str]:
     try:
         builder = datasets.load_dataset_builder(match["folder"] or match["name"], match["config"], revision=revision)
     except (DatasetNotFoundError, FileNotFoundError, ValueError) as error:
-        raise ManifestError(f"cannot find {path}: {' '.join(str(error).split())[:300]}") from error
+        raise ManifestError(f"cannot find {path}: {one_line(error)}") from error
     except network_errors() as error:
         raise ManifestError(
-            f"cannot reach {path}: {' '.join(str(error).split())[:300]}; without network give a folder or Parquet files"
+            f"cannot reach {path}: {one_line(error)}; without network give a folder or Parquet files"
         ) from error
     found = builder.config.data_files or {}
     files: list[str] = []

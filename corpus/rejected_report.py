@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from common.errors import UserError
+from common.files import cannot_write
 from storage.remote_files import without_secrets
 
 
@@ -120,10 +121,8 @@ class LateRejections:
             try:
                 _append(self._report, new)
             except OSError as error:
-                raise RejectedReportError(
-                    f"cannot write {self._report}: {error.strerror or error}. Make room, or put its folder back, and "
-                    "start again"
-                ) from error
+                remedy = "make room, or put its folder back, and start again"
+                raise cannot_write(RejectedReportError, self._report, error, remedy) from error
 
 
 def _late_lines(report: Path) -> list[str]:

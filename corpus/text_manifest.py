@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from common.errors import one_line
 from config import DataConfig
 from corpus.manifest import ENDINGS, FILE_NAMES, ROWS_PER_TASK, Columns, ManifestError, ManifestRow, pick_columns
 from storage.remote_files import is_file, is_url, read_file, without_secrets
@@ -145,7 +146,7 @@ def index_text_manifest(manifest: TextManifest, data: DataConfig) -> TextTable:
             **options,
         )
     except (DatasetGenerationError, ValueError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())[:300]
+        reason = one_line(error.__cause__ or error)
         raise ManifestError(f"cannot read {manifest.name}: {reason}") from error
     return TextTable(
         arrow_files=tuple(file["filename"] for file in table.cache_files),

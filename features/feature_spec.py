@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from common.errors import UserError
+from common.errors import UserError, one_line
 
 
 class ModelFilesError(UserError):
@@ -77,8 +77,8 @@ def load_feature_spec(model_name: str) -> FeatureSpec:
 
 
 def model_files_error(model_name: str, needed: str, error: Exception) -> ModelFilesError:
-    """The error for a model whose files can not be loaded."""
-    reason = " ".join(str(error).split())[:300]
+    """The error for a model whose files can't be loaded."""
     return ModelFilesError(
-        f"cannot load model.model_name {model_name!r}: expected a folder or a Hub repository with {needed} ({reason})"
+        f"cannot load model.model_name {model_name!r}: expected a folder or a Hub repository with {needed} "
+        f"({one_line(error)})"
     )

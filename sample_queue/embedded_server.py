@@ -7,7 +7,6 @@ It keeps nothing on disk, evicts nothing, listens on 127.0.0.1 only, belongs to 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.util
 import logging
 import os
@@ -18,10 +17,10 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from common.errors import UserError
+from common.files import locked
 from config import GIB, RedisConfig
 
 logger = logging.getLogger(__name__)
@@ -102,7 +101,7 @@ def start_embedded(config: RedisConfig, timeout_s: float = START_TIMEOUT_S) -> b
         EmbeddedServerError: no redis-server, or it did not come up.
     """
     folder = runtime_folder(config.port)
-    with _locked(folder / "lock"):
+    with locked(folder / "lock"):
         if is_listening(config):
             return False
         _warn_above_physical_memory(config)
@@ -139,7 +138,7 @@ def stop_embedded(config: RedisConfig) -> int | None:
         EmbeddedServerError: another server listens on the port, or ours does not end.
     """
     folder = runtime_folder(config.port)
-    with _locked(folder / "lock"):
+    with locked(folder / "lock"):
         pid = embedded_pid(config)
         if pid is None:
             if is_listening(config):
@@ -191,13 +190,6 @@ def _is_redis(pid: int) -> bool:
         ["ps", "-o", "stat=,comm=", "-p", str(pid)], capture_output=True, text=True, check=False
     ).stdout
     return "redis-server" in shown and not shown.startswith("Z")
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w", encoding="ascii") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _settings(config: RedisConfig, folder: Path) -> str:

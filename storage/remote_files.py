@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import IO, Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
-from common.errors import UserError
+from common.errors import UserError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -204,7 +204,7 @@ def asking_again(url: str, retry_timeout_s: float, action: Callable[[], T]) -> T
 def _clean(error: BaseException) -> str:
     """What a driver says, on one line, and without the secrets of URLs in it."""
     text = re.sub(r"""(?<=://)[^/@\s]+@|\?[^'"\s)]*""", "", str(error))
-    return " ".join(text.split())[:200]
+    return one_line(text, longest=200)
 
 
 _warned_at = float("-inf")

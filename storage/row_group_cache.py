@@ -19,6 +19,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from common.errors import one_line
+from common.files import cannot_write, locked, written_whole
 from config import DataConfig
 from storage.remote_files import DISK_FULL, SourceError, asking_again, is_url, open_file, without_secrets
 
@@ -100,19 +102,12 @@ def unpack(place: RowPlace, data: DataConfig) -> None:
         with _locked(path):
             if path.exists():
                 return
-            unfinished = path.with_suffix(".unfinished")
-            with open(unfinished, "wb") as target:
+            with written_whole(path, durable=True, alone=True) as target:
                 reading(place.file, data, lambda: _copy_values(place, target))
-                target.flush()
-                os.fsync(target.fileno())  # after a power cut a name must not stand for half a file
-            unfinished.rename(path)
             if data.streaming:
                 _delete_oldest(path.parent, data.streaming_cache_bytes, keep=path)
     except OSError as error:
-        raise SourceError(
-            f"cannot write {error.filename or path}: {error.strerror or error}; make room, or choose another "
-            "--data.cache_dir"
-        ) from error
+        raise cannot_write(SourceError, path, error, "make room, or choose another --data.cache_dir") from error
 
 
 def reading(file: str, data: DataConfig, action: Callable[[], T]) -> T:
@@ -128,7 +123,7 @@ def reading(file: str, data: DataConfig, action: Callable[[], T]) -> T:
     except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's errors are kinds of these
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise
-        raise SourceError(f"cannot read {without_secrets(file)}: {' '.join(str(error).split())[:300]}") from error
+        raise SourceError(f"cannot read {without_secrets(file)}: {one_line(error)}") from error
 
 
 def _copy_values(place: RowPlace, target: IO[bytes]) -> None:
@@ -185,16 +180,13 @@ def digest_footer(footer: bytes) -> str:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[IO[bytes]]:
+def _locked(path: Path) -> Iterator[None]:
     """Keeps other processes of this machine out of the same row group. The kernel unlocks when a process dies."""
-    import fcntl
-
     number = int.from_bytes(hashlib.blake2b(path.name.encode(), digest_size=4).digest(), "little") % LOCKS
     locks = path.parent / "locks"
     locks.mkdir(exist_ok=True)
-    with open(locks / str(number), "wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield lock
+    with locked(locks / str(number)):
+        yield
 
 
 def _delete_oldest(folder: Path, limit_bytes: int, keep: Path) -> None:

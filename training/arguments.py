@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import Seq2SeqTrainingArguments
 
-from common.errors import ConfigurationError
+from common.errors import ConfigurationError, one_line
 from config import Config
 
 logger = logging.getLogger(__name__)
@@ -94,8 +94,7 @@ def make_training_arguments(config: Config) -> Seq2SeqTrainingArguments:
     try:
         arguments = Seq2SeqTrainingArguments(**chosen)
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigurationError(f"Hugging Face refuses the training arguments: {reason}") from error
+        raise ConfigurationError(f"Hugging Face refuses the training arguments: {one_line(error)}") from error
     if arguments.n_gpu > 1:
         logger.warning(
             "%d GPUs are here, one is used: for all, start with torchrun --nproc-per-node=gpu", arguments.n_gpu

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from transformers.trainer_callback import ExportableState, TrainerCallback
 
 from common.errors import UserError
+from common.files import sync, written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -115,23 +116,18 @@ def mark_complete(path: Path, *, position: int, step: int, plan: str) -> None:
     """
     for folder, _, files in os.walk(path):
         for name in files:
-            _sync(Path(folder, name))
-        _sync(Path(folder))
-    unfinished = path / f"{MARKER}.tmp"
-    with unfinished.open("w", encoding="utf-8") as file:
-        json.dump({"position": position, "step": step, "plan": plan}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path / MARKER)
-    _sync(path)
-    _sync(path.parent)
+            sync(Path(folder, name))
+        sync(Path(folder))
+    with written_whole(path / MARKER, durable=True) as file:
+        file.write(json.dumps({"position": position, "step": step, "plan": plan}).encode())
+    sync(path.parent)
 
 
 def unmark(path: Path) -> None:
     """Makes a checkpoint incomplete, before anything in it changes."""
     (path / MARKER).unlink(missing_ok=True)
     if path.is_dir():
-        _sync(path)
+        sync(path)
 
 
 def newest_complete(output_dir: Path, plan: str) -> Checkpoint | None:
@@ -228,11 +224,3 @@ def _refuse_other_programs(path: Path) -> None:
         return  # our writer died before, or in, its last file
     if Progress.__name__ not in state.get("stateful_callbacks", {}):
         raise ForeignCheckpointError(f"{path} was not made by this program: choose another --model.output_dir")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

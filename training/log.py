@@ -13,6 +13,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from common.errors import UserError
+from common.files import cannot_write
 from training.metrics import RATES
 
 logger = logging.getLogger(__name__)
@@ -135,7 +136,8 @@ class SamplesLog:
         os.fsync(self._descriptor)
 
     def _cannot_write(self, error: OSError) -> SamplesLogError:
-        return SamplesLogError(
-            f"cannot write {self._path}: {error.strerror or error}. Make room, or set --model.log_samples False, and "
-            "start again; what was trained since the last complete checkpoint is trained again"
+        remedy = (
+            "make room, or set --model.log_samples False, and start again; what was trained since the last complete "
+            "checkpoint is trained again"
         )
+        return cannot_write(SamplesLogError, self._path, error, remedy)

@@ -8,7 +8,7 @@ import torch
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TASK_IDS
 
-from common.errors import UserError
+from common.errors import UserError, one_line
 from config import ModelConfig
 from features.feature_spec import FeatureSpec, ModelFilesError
 from features.labels import TranscriptEncoder
@@ -38,9 +38,8 @@ def load_model(config: ModelConfig) -> tuple[WhisperForConditionalGeneration, Wh
             config.model_name, language=language, task=config.task if language else None
         )
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
         raise ModelFilesError(
-            f"cannot load model.model_name {config.model_name!r} as a Whisper model ({reason})"
+            f"cannot load model.model_name {config.model_name!r} as a Whisper model ({one_line(error)})"
         ) from error
     if model.config.model_type != "whisper":
         raise ModelFilesError(

@@ -10,6 +10,7 @@ import socket
 from pathlib import Path
 
 from common.errors import UserError
+from common.files import cannot_write
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +41,7 @@ class OutputFolder:
             path.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise OutputFolderError(
-                f"cannot write {lock}: {error.strerror or error}; choose another --model.output_dir"
-            ) from error
+            raise cannot_write(OutputFolderError, lock, error, "choose another --model.output_dir") from error
         try:
             fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

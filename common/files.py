@@ -1,0 +1,89 @@
+"""Writing files so that nobody ever sees half of one, keeping other processes out, and saying why it did not work."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TypeVar
+
+from common.errors import UserError
+
+E = TypeVar("E", bound=UserError)
+
+
+@contextmanager
+def written_whole(path: Path, *, durable: bool = False, alone: bool = False) -> Iterator[IO[bytes]]:
+    """A binary file to write to that gets its name when the block has ended well: a reader finds all of it, or the old.
+
+    Args:
+        path: the file; its folder is made when it is missing.
+        durable: whether it shall also survive a power cut: its bytes are on the disk before it has its name, and the
+            name before this returns.
+        alone: whether a lock keeps other writers of the same file out: what one that died has left is then overwritten,
+            and does not take up the disk for ever.
+
+    Raises:
+        OSError: the disk is full, or the folder can't be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    number = "" if alone else f".{os.getpid()}-{secrets.token_hex(4)}"
+    unfinished = path.with_name(f".{path.name}{number}.unfinished")
+    try:
+        with unfinished.open("wb") as file:
+            yield file
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    if durable:
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Brings a file, or the names in a folder, to the disk.
+
+    Raises:
+        OSError: the disk is full or gone.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keeps other processes of this machine out of a block that names the same lock file; waits until they are out.
+
+    The kernel unlocks when a process dies, however that happens.
+
+    Args:
+        path: the lock file, made when it is missing; its folder must exist.
+
+    Raises:
+        OSError: the file can't be written.
+    """
+    import fcntl
+
+    with path.open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def cannot_write(kind: type[E], path: os.PathLike[str] | str, error: OSError, remedy: str) -> E:
+    """The error for something that can't be written.
+
+    Args:
+        kind: its class.
+        path: what was to be written; the file that the system names goes before it.
+        error: what the system says.
+        remedy: what to do: "make room, or choose another --data.cache_dir".
+    """
+    return kind(f"cannot write {error.filename or path}: {error.strerror or error}; {remedy}")
