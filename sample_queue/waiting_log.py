@@ -8,13 +8,19 @@ from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
 
+FIRST_AFTER_S = 5.0
+
 
 class WaitingLog:
-    """Log lines about one wait: after 5 s, then at growing intervals."""
+    """Log lines about one wait, at growing intervals: 5 s at first, 5 minutes in the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, first_after_s: float = FIRST_AFTER_S) -> None:
+        """
+        Args:
+            first_after_s: when the first line is due, in seconds from now; 0: at once, and as a warning.
+        """
         self.started = time.monotonic()
-        self._next_s = 5.0
+        self._next_s = first_after_s
 
     @property
     def waited_s(self) -> float:
@@ -22,7 +28,11 @@ class WaitingLog:
         return time.monotonic() - self.started
 
     def say(self, message: Callable[[], str]) -> None:
-        """Logs `message()` and the time waited, if it is time again."""
-        if self.waited_s >= self._next_s:
-            self._next_s = min(self._next_s * 2, self._next_s + 300)
+        """Logs `message()` and the time waited, if a line is due."""
+        if self.waited_s < self._next_s:
+            return
+        if self._next_s == 0:
+            logger.warning("%s", message())
+        else:
             logger.info("%s (for %.0f s so far)", message(), self.waited_s)
+        self._next_s = max(FIRST_AFTER_S, min(self._next_s * 2, self._next_s + 300))
