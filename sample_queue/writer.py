@@ -62,7 +62,11 @@ def announce_producer(config: RedisConfig) -> ProducerAnnouncement:
 
 
 class SampleWriter:
-    """Pushes encoded samples in order, and waits while there is no room."""
+    """Pushes encoded samples in order, and waits while there is no room.
+
+    Its calls look at no stop flag: in a producer Ctrl-C and SIGTERM raise `common.command_line.Interruption`, which
+    ends any wait, also for a server that does not answer.
+    """
 
     def __init__(self, config: RedisConfig, card: PlanCard) -> None:
         self.config = config
@@ -77,7 +81,6 @@ class SampleWriter:
         self._opened = False
         self._trainer_seen_at: float | None = None
         self._queue = open_queue(config)
-        self._limit = self._queue.status().limit_bytes
         self._room, self._room_at, self._beaten_at = 0, float("-inf"), float("-inf")
 
     def open(self, position: int = 0) -> int:
@@ -268,9 +271,9 @@ class SampleWriter:
         if time.monotonic() - self._room_at < ROOM_IS_KNOWN_FOR_S and self._room >= 2 * cost:
             return True
         info = self._queue.connection.call(lambda client: client.info("memory"))
-        self._limit = min(self.config.max_memory_bytes, int(info["maxmemory"]) or self.config.max_memory_bytes)
-        check_payload(self._limit, largest)
-        return int(info["used_memory"]) + cost <= self._limit - headroom(largest)
+        limit = min(self.config.max_memory_bytes, int(info["maxmemory"]) or self.config.max_memory_bytes)
+        check_payload(limit, largest)
+        return int(info["used_memory"]) + cost <= limit - headroom(largest)
 
     def _check(self, answer: list[Any]) -> list[Any]:
         if answer[0] == b"finished":

@@ -22,10 +22,7 @@ import redis
 from common.errors import UserError
 from config import RedisConfig
 from sample_queue.connection import connect
-from sample_queue.embedded_server import (
-    EmbeddedServerError,
-    stop_embedded,
-)
+from sample_queue.embedded_server import EmbeddedServerError, stop_embedded
 from sample_queue.protocol import open_queue
 from sample_queue.server_errors import ServerAccessError, ServerLostError, ServerNotFoundError, ServerSettingsError
 from tests.tls import tls_end

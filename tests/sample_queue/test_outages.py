@@ -18,9 +18,7 @@ import redis
 from config import RedisConfig
 from sample_queue.connection import connect
 from sample_queue.embedded_server import embedded_pid
-from sample_queue.errors import (
-    StopRequested,
-)
+from sample_queue.errors import StopRequested
 from sample_queue.protocol import open_queue
 from sample_queue.server_errors import ServerLostError
 from sample_queue.writer import SampleWriter

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,18 +14,12 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from config import RedisConfig
 from sample_queue.connection import connect
-from sample_queue.errors import (
-    FencedError,
-)
+from sample_queue.errors import FencedError
 from sample_queue.memory import allocated
 from sample_queue.protocol import SampleQueue, open_queue, script_source
 from sample_queue.writer import SampleWriter
 from tests.queues import CARD, Trainer, make_writer, payload, payloads
 from tests.servers import LossyProxy
-
-ROOT = Path(__file__).parents[2]
-OwnEmbedded = Callable[[float], RedisConfig]
-InBackground = Callable[..., threading.Thread]
 
 
 def test_samples_come_out_in_the_order_in_which_they_went_in(redis_config: RedisConfig) -> None:

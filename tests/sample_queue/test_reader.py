@@ -8,24 +8,18 @@ import pickle
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from config import RedisConfig
-from sample_queue.errors import (
-    FencedError,
-    ProducerGoneError,
-    StopRequested,
-)
+from sample_queue.errors import FencedError, ProducerGoneError, StopRequested
 from sample_queue.memory import allocated
 from sample_queue.protocol import open_queue
 from sample_queue.reader import SampleReader
 from sample_queue.writer import announce_producer
 from tests.queues import CARD, Trainer, make_writer, payload, payloads, produce
 
-ROOT = Path(__file__).parents[2]
 OwnEmbedded = Callable[[float], RedisConfig]
 InBackground = Callable[..., threading.Thread]
 
