@@ -158,7 +158,7 @@ class _Outage:
 
     def __init__(self, config: RedisConfig) -> None:
         self._config = config
-        self._log = WaitingLog(first_after_s=0.0)
+        self._log = WaitingLog(warn_at_once=True)
 
     @property
     def duration_s(self) -> float:

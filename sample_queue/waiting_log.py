@@ -9,18 +9,19 @@ from collections.abc import Callable
 logger = logging.getLogger(__name__)
 
 FIRST_AFTER_S = 5.0
+"""After how long a wait is first told, in seconds."""
 
 
 class WaitingLog:
     """Log lines about one wait, at growing intervals: 5 s at first, 5 minutes in the end."""
 
-    def __init__(self, first_after_s: float = FIRST_AFTER_S) -> None:
+    def __init__(self, warn_at_once: bool = False) -> None:
         """
         Args:
-            first_after_s: when the first line is due, in seconds from now; 0: at once, and as a warning.
+            warn_at_once: whether there is also a line at the beginning, as a warning.
         """
         self.started = time.monotonic()
-        self._next_s = first_after_s
+        self._next_s = 0.0 if warn_at_once else FIRST_AFTER_S
 
     @property
     def waited_s(self) -> float:

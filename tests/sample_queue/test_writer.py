@@ -98,7 +98,10 @@ def test_another_plan_in_the_namespace_is_refused_with_the_two_remedies(redis_co
         trainer.reader.attach(0)
 
 
-def test_a_finished_run_ends_its_producer_and_refuses_another(redis_config: RedisConfig) -> None:
+def test_a_finished_run_ends_its_producer_and_refuses_another(
+    redis_config: RedisConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sample_queue.reader.FAREWELL_S", 0.1)
     writer = make_writer(redis_config)
     writer.push(0, payloads(0, 4))
     trainer = Trainer(redis_config)
