@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from common.errors import ConfigurationError, UserError
 from common.files import cannot_write, written_whole
+from common.redaction import without_secrets
 
 GIB = 2**30
 """Bytes in one gigabyte as `max_memory_gb` counts them."""
@@ -77,6 +78,8 @@ class RedisConfig:
         _require(1 <= self.port <= 65535, "redis.port", self.port, "a port from 1 to 65535")
         _require_positive(self, "redis", "max_memory_gb", "sleep_seconds", "producer_timeout_s", "reconnect_timeout_s")
         _require(bool(self.namespace.strip()), "redis.namespace", self.namespace, "a name that is not empty")
+        if "://" in self.host:
+            raise ConfigurationError(f"redis.host is {without_secrets(self.host)}: give a URL as --redis.url")
         scheme = self.url.partition("://")[0] if "://" in self.url else ""
         if self.url and scheme not in ("redis", "rediss", "unix"):
             raise ConfigurationError(
@@ -92,7 +95,8 @@ class RedisConfig:
     @property
     def address(self) -> str:
         """Where the server is, without user and password: for messages and logs."""
-        return _without_secrets(self.url) if self.url else f"{self.host}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host  # an IPv6 address
+        return without_secrets(self.url) if self.url else f"{host}:{self.port}"
 
 
 @dataclass
@@ -388,13 +392,8 @@ class Config:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings as nested dictionaries, with user and password cut out of URLs."""
-        settings = dataclasses.asdict(self)
-        settings["redis"]["url"] = _without_secrets(self.redis.url)
-        for name in ("train_manifest", "eval_manifest"):
-            manifest = settings["data"][name]
-            if "://" in manifest and not manifest.startswith("hf://") and set("@?") & set(manifest):
-                settings["data"][name] = _without_secrets(manifest)
+        """All settings as nested dictionaries, without secrets (`common.redaction`)."""
+        settings: dict[str, Any] = _shown(dataclasses.asdict(self))
         return settings
 
     def save(self, path: Path) -> None:
@@ -418,13 +417,10 @@ def _port(url: str) -> int:
         return 0
 
 
-def _without_secrets(url: str) -> str:
-    """`url` without user, password and query (redis-py also takes them as ?username=&password=).
-
-    An @ behind a / or ? may belong to a password that should have been quoted: then nothing but the scheme is shown.
-    """
-    scheme, _, rest = url.partition("://")
-    secrets, _, place = rest.rpartition("@")
-    if not url or set("/?#") & set(secrets):
-        return url and f"{scheme}://…"
-    return f"{scheme}://{re.split('[?#]', place)[0]}"
+def _shown(setting: Any) -> Any:
+    """A setting without secrets: those of URLs, and the values of options such as hub_token."""
+    if isinstance(setting, dict):
+        return {name: "…" if name.endswith("_token") and value else _shown(value) for name, value in setting.items()}
+    if isinstance(setting, list):
+        return [_shown(value) for value in setting]
+    return without_secrets(setting) if isinstance(setting, str) else setting

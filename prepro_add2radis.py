@@ -73,7 +73,7 @@ def push_samples(recipe: Recipe, writer: SampleWriter) -> None:
             Progress(planned, position, writer.status) as progress,
         ):
             writer.on_wait = lambda: progress.show(position, waiting=writer.waiting)
-            while position < planned or (position := writer.linger(position)) < planned:
+            while position < planned or (position := writer.wait_at_end(position)) < planned:
                 chunk = pool.chunk_at(position, writer.heartbeat)
                 late.add(chunk.rejected)
                 check_late_rejections(recipe, late)

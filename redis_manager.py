@@ -1,4 +1,4 @@
-"""The virtual container: samples in Redis between the producer and the trainer, and the program that looks after it.
+"""The program for the virtual container, the samples in Redis between the producer and the trainer.
 
     python redis_manager.py start            start the embedded server
     python redis_manager.py status --json    what is in the queue, as one JSON object
@@ -59,10 +59,10 @@ def start(config: RedisConfig) -> dict[str, object]:
 
 
 def stop(config: RedisConfig) -> dict[str, object]:
-    """Ends the embedded server. Anyone else's server is left alone.
+    """Ends the embedded server. A server that these scripts did not start is left alone.
 
     Raises:
-        UserError: what listens there is not ours.
+        UserError: the server at the address was not started by these scripts.
     """
     if not may_embed(dataclasses.replace(config, embedded=True)):
         raise UserError(f"the server at {config.address} was not started by these scripts: stop it by its own means")
@@ -72,13 +72,13 @@ def stop(config: RedisConfig) -> dict[str, object]:
 
 def status(config: RedisConfig) -> dict[str, object]:
     """What is in the queue, as the fields of `QueueStatus`. Never starts a server."""
-    queue = open_queue(_running(config), start=False)
+    queue = open_queue(_require_server(config), start=False)
     return dataclasses.asdict(queue.status())
 
 
 def clear(config: RedisConfig) -> dict[str, object]:
     """Drops the queue and its plan. Returns how much of what. Never starts a server."""
-    queue = open_queue(_running(config), start=False)
+    queue = open_queue(_require_server(config), start=False)
     return {"namespace": config.namespace, **queue.clear()}
 
 
@@ -111,20 +111,21 @@ def _table(status: QueueStatus) -> str:
         "pushed": f"{status.tail} of {status.planned}",
         "memory": f"{megabytes[0]} MB used, {megabytes[1]} MB at most, limit {status.limit_bytes / 2**20:.1f} MB",
         "rejected": f"{status.rejected} recordings",
-        "trainer": _end(status.trainer_attached, "attached", status.trainer, status.trainer_seen_s),
-        "producer": _end(status.producer_alive, "alive", status.producer, status.producer_seen_s),
+        "trainer": _presence(status.trainer_attached, "attached", status.trainer, status.trainer_seen_s),
+        "producer": _presence(status.producer_alive, "alive", status.producer, status.producer_seen_s),
         "finished": "yes" if status.finished else "no",
     }
     return "\n".join(f"{name:<10} {value}" for name, value in rows.items())
 
 
-def _end(present: bool, word: str, token: str, seen_s: float | None) -> str:
+def _presence(is_there: bool, word: str, token: str, seen_s: float | None) -> str:
+    """What the table says of a trainer or a producer."""
     seen = "" if seen_s is None else f", last seen {seen_s:.0f} s ago"
-    return f"{word if present else 'none'}{' (' + token + ')' if token else ''}{seen}"
+    return f"{word if is_there else 'none'}{' (' + token + ')' if token else ''}{seen}"
 
 
-def _running(config: RedisConfig) -> RedisConfig:
-    """`config`, once it is sure that something listens there.
+def _require_server(config: RedisConfig) -> RedisConfig:
+    """Returns `config` when something listens there.
 
     Raises:
         ServerNotFoundError: nothing does.
@@ -136,20 +137,18 @@ def _running(config: RedisConfig) -> RedisConfig:
     return config
 
 
-def _with_values(arguments: list[str]) -> list[str]:
-    """`--json` alone means `--json True`."""
-    bare = [
-        name == "--json" and arguments[index + 1 : index + 2] not in (["True"], ["False"])
-        for index, name in enumerate(arguments)
-    ]
+def _with_flag_values(arguments: list[str]) -> list[str]:
+    """The arguments, with `--json` alone written as `--json True`."""
+    following = [*arguments[1:], ""]
     return [
-        part for name, is_bare in zip(arguments, bare, strict=True) for part in ([name, "True"] if is_bare else [name])
+        "--json=True" if argument == "--json" and after not in ("True", "False") else argument
+        for argument, after in zip(arguments, following, strict=True)
     ]
 
 
 def main() -> None:
     """The program behind `python redis_manager.py`."""
-    settings = parse(Settings, __doc__ or "", _with_values(sys.argv[1:]))
+    settings = parse(Settings, __doc__ or "", _with_flag_values(sys.argv[1:]))
     result = {"start": start, "stop": stop, "status": status, "clear": clear}[settings.action](settings.redis)
     print(json.dumps(result) if settings.json else describe(settings.action, result))
 

@@ -1,1 +1,1 @@
-"""What every room uses: errors, the command line, progress bars, worker processes."""
+"""What every room uses: errors, files, secrets, the command line, progress bars, worker processes."""

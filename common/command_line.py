@@ -5,19 +5,20 @@ Exit codes: 0 done; 2 a failure that the user can mend, told in one line; 130 af
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
-from typing import NoReturn, TypeVar
+from typing import NoReturn, TypeVar, get_args, get_type_hints
 
 import tyro
 
 from common.errors import UserError
+from common.redaction import text_without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,8 @@ C = TypeVar("C")
 class Interruption(SystemExit):
     """SIGTERM or Ctrl-C asked the program to end.
 
-    Not an `Exception`, so that no library swallows it; a `SystemExit`, because tqdm's log handler swallows all others.
+    No subclass of `Exception`, so that no library catches it; a `SystemExit`, because tqdm's log handler catches all
+    others.
     """
 
     def __init__(self, signal_number: int) -> None:
@@ -47,24 +49,35 @@ def parse(settings: type[C], description: str, arguments: Sequence[str] | None =
         SystemExit: code 0 after `--help`; code 2 after an unknown flag, with the nearest known one.
         ConfigurationError: a value, or a combination of values, that cannot work.
     """
-    given = _without_misplaced_secrets(sys.argv[1:] if arguments is None else arguments)
+    given = _without_misplaced_secrets(sys.argv[1:] if arguments is None else arguments, settings)
     return tyro.cli(
         settings, description=description, args=given, config=(tyro.conf.FlagConversionOff,), use_underscores=True
     )
 
 
-def _without_misplaced_secrets(arguments: Sequence[str]) -> list[str]:
-    """The arguments; a Redis URL behind a mistyped flag without user and password, as the error will quote it."""
-    return [
-        argument
-        if argument.startswith("--redis.url=") or before == "--redis.url"
-        else re.sub("(rediss?|unix)://.*@", r"\1://…@", argument)
-        for before, argument in zip(["", *arguments], arguments, strict=False)
-    ]
+def _without_misplaced_secrets(arguments: Sequence[str], settings: type) -> list[str]:
+    """The arguments, with secrets cut out of those that no text field takes: the error about them will quote them."""
+    text_flags, shown, flag = _text_flags(settings), [], ""
+    for argument in arguments:
+        if argument.startswith("--"):
+            flag = argument.partition("=")[0].replace("-", "_")
+        shown.append(argument if flag in text_flags else text_without_secrets(argument))
+    return shown
+
+
+def _text_flags(settings: type, prefix: str = "__") -> set[str]:
+    """The flags of those fields of a dataclass that hold text, with _ for each -; nested by group."""
+    flags: set[str] = set()
+    for name, kind in get_type_hints(settings).items():
+        if dataclasses.is_dataclass(kind):
+            flags |= _text_flags(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
+        elif kind is str or str in get_args(kind):  # also list[str] and dict[str, …]
+            flags.add(f"{prefix}{name}")
+    return flags
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Runs a program's `main` and ends the process with the exit code that its outcome deserves."""
+    """Runs a program's `main` and ends the process with the exit code of its outcome."""
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"
     )
@@ -88,8 +101,8 @@ def run(main: Callable[[], None]) -> NoReturn:
 def interrupt(signal_number: int, frame: FrameType | None) -> NoReturn:
     """The signal handler that `run` sets: raises `Interruption`, once.
 
-    A SIGTERM often comes twice, to the process and to its group: the second must not interrupt the tidying up. A second
-    Ctrl-C ends the program on the spot.
+    A SIGTERM often comes twice, to the process and to its group: the second is ignored, as the program is ending in
+    order. A second Ctrl-C ends the program at once.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever sees half of one, keeping other processes out, and saying why it did not work."""
+"""Files that are written whole or not at all, file locks, and the error for a file that cannot be written."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ E = TypeVar("E", bound=UserError)
 
 @contextmanager
 def written_whole(path: Path, *, durable: bool = False, alone: bool = False) -> Iterator[IO[bytes]]:
-    """A binary file to write to that gets its name when the block has ended well: a reader finds all of it, or the old.
+    """A binary file to write to, which replaces the one at `path` when the block ends without an exception.
+
+    A reader finds the old content or all of the new, never a part.
 
     Args:
         path: the file; its folder is made when it is missing.
-        durable: whether it shall also survive a power cut: its bytes are on the disk before it has its name, and the
-            name before this returns.
-        alone: whether a lock keeps other writers of the same file out: what one that died has left is then overwritten,
-            and does not take up the disk for ever.
+        durable: whether it must survive a power cut: its bytes are on the disk before it gets its name, and the name
+            is on the disk before this returns.
+        alone: whether a lock keeps other writers of the same file out. The unfinished file then has a fixed name, so
+            that the next writer overwrites what one that died has left.
 
     Raises:
         OSError: the disk is full, or the folder can't be written.
@@ -46,7 +48,7 @@ def written_whole(path: Path, *, durable: bool = False, alone: bool = False) -> 
 
 
 def sync(path: Path) -> None:
-    """Brings a file, or the names in a folder, to the disk.
+    """Waits until a file, or the names in a folder, are on the disk.
 
     Raises:
         OSError: the disk is full or gone.
@@ -60,9 +62,9 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keeps other processes of this machine out of a block that names the same lock file; waits until they are out.
+    """Lets one process of this machine at a time into the blocks that name the same lock file; the others wait.
 
-    The kernel unlocks when a process dies, however that happens.
+    The kernel unlocks when the process ends, also when it is killed.
 
     Args:
         path: the lock file, made when it is missing; its folder must exist.

@@ -17,9 +17,10 @@ from urllib.parse import unquote
 import numpy as np
 
 from common.errors import one_line
+from common.redaction import without_secrets
 from config import HUB_MANIFEST, DataConfig
 from corpus.manifest import ROWS_PER_TASK, WILDCARDS, ManifestError, ManifestRow, pick_columns
-from storage.remote_files import asking_again, is_url, join, list_files, network_errors, open_file, without_secrets
+from storage.remote_files import asking_again, is_url, join, list_files, network_errors, open_file
 from storage.row_group_cache import (
     BLOCK_BYTES,
     RowPlace,

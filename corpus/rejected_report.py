@@ -11,7 +11,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.files import cannot_write
-from storage.remote_files import without_secrets
+from common.redaction import without_secrets
 
 
 class TooManyRejectedError(UserError):

@@ -13,9 +13,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from common.errors import one_line
+from common.redaction import without_secrets
 from config import DataConfig
 from corpus.manifest import ENDINGS, FILE_NAMES, ROWS_PER_TASK, Columns, ManifestError, ManifestRow, pick_columns
-from storage.remote_files import is_file, is_url, read_file, without_secrets
+from storage.remote_files import is_file, is_url, read_file
 
 
 @dataclass(frozen=True)

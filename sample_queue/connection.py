@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import redis
@@ -18,25 +17,30 @@ from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
 from config import RedisConfig
-from sample_queue.embedded_server import embedded_pid, is_listening, may_embed, start_embedded, was_stopped
+from sample_queue.embedded_server import is_listening, may_embed, start_embedded, was_stopped
 from sample_queue.server_errors import (
     RedisServerError,
-    ServerLostError,
-    ServerSettingsError,
     innermost_error,
+    is_busy,
+    lost,
+    may_pass,
     not_found,
     refusal_of,
     response_error,
 )
+from sample_queue.server_settings import check_settings, warn_about_limit
+from sample_queue.waiting_log import WaitingLog
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 SOCKET_TIMEOUT_S = 5.0
+"""How long to wait for a connection, and for a reply, in seconds."""
 PROBE_TIMEOUT_S = 4.0
-OLDEST_VERSION = (6, 2)
+"""How long `connect` waits for the reply that shows that a Redis server listens, in seconds."""
 RETRY_PAUSE_S = 0.25
+"""Pause between two tries while the server is away, in seconds."""
 
 
 def make_client(config: RedisConfig, timeout_s: float | None = None, retries: int = 0) -> redis.Redis:
@@ -51,7 +55,7 @@ def make_client(config: RedisConfig, timeout_s: float | None = None, retries: in
     """
     options: dict[str, Any] = {
         "socket_timeout": timeout_s or SOCKET_TIMEOUT_S,
-        "socket_connect_timeout": 5.0,
+        "socket_connect_timeout": SOCKET_TIMEOUT_S,
         "retry": Retry(ExponentialBackoff(base=0.01, cap=0.5), retries),
         "protocol": 2,
         "driver_info": None,  # no CLIENT SETINFO, which a narrow ACL would forbid
@@ -101,39 +105,36 @@ class RedisConnection:
         return self._client
 
     def call(self, command: Callable[[redis.Redis], T], check: Callable[[], None] | None = None) -> T:
-        """Runs `command(client)`, again and again while the server is away.
+        """Runs `command(client)`, again and again while the server is away, hangs, or runs a long script of others.
 
         Args:
-            command: may be run more than once.
-            check: called between two tries; what it raises ends the waiting.
+            command: may be run more than once. One try takes SOCKET_TIMEOUT_S at most.
+            check: called before each further try; what it raises ends the waiting.
 
         Raises:
-            ServerLostError: the server stayed away for `redis.reconnect_timeout_s`.
+            ServerLostError: the server has not answered for `redis.reconnect_timeout_s`.
             RedisServerError: the server refuses.
             ServerFullError: the server is at its memory limit.
         """
-        lost_at: float | None = None
+        outage: _Outage | None = None
         while True:
             try:
                 result = self._attempt(command)
-            except (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.BusyLoadingError) as error:
+            except exceptions.RedisError as error:
+                if not may_pass(error):
+                    raise response_error(error, self.config) from None
                 refusal = refusal_of(error, self.config)
                 if refusal is not None:
                     raise refusal from None
-                lost_at = time.monotonic() if lost_at is None else lost_at
-                self._endure(error, lost_at)
                 if check is not None:
                     check()
-                continue
-            except exceptions.RedisError as error:
-                if str(error).startswith("BUSY"):  # a long script of somebody else
-                    time.sleep(RETRY_PAUSE_S)
-                    continue
-                raise response_error(error, self.config) from None
-            if lost_at is not None:
-                self.connected_at = time.monotonic()
-                logger.info("redis at %s is back after %.1f s", self.config.address, self.connected_at - lost_at)
-            return result
+                outage = outage or _Outage(self.config)
+                outage.pause(error)
+            else:
+                if outage is not None:
+                    self.connected_at = time.monotonic()
+                    logger.info("redis at %s is back after %.1f s", self.config.address, outage.duration_s)
+                return result
 
     def close(self) -> None:
         """Closes this process's sockets."""
@@ -151,95 +152,76 @@ class RedisConnection:
             if not completed:  # also when a signal handler raised: a late reply must not answer the next command
                 self.close()
 
-    def _endure(self, error: Exception, lost_at: float) -> None:
-        """One pause between two tries, with a log line at the first."""
-        config, waited_s = self.config, time.monotonic() - lost_at
-        if waited_s > config.reconnect_timeout_s:
-            raise ServerLostError(
-                f"redis at {config.address} did not answer for {waited_s:.0f} s (redis.reconnect_timeout_s): start the "
-                "server again, then this script; it goes on where the last checkpoint stands"
-            ) from None
-        if waited_s < RETRY_PAUSE_S / 2:
-            logger.warning(
-                "redis at %s does not answer (%s): trying again for up to %.0f s",
-                config.address,
-                innermost_error(error),
-                config.reconnect_timeout_s,
-            )
+
+class _Outage:
+    """The time during which the server does not answer: log lines, pauses between tries, and the deadline."""
+
+    def __init__(self, config: RedisConfig) -> None:
+        self._config = config
+        self._log = WaitingLog(warn_at_once=True)
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds since the first try that failed."""
+        return self._log.waited_s
+
+    def pause(self, error: exceptions.RedisError) -> None:
+        """Waits for the next try, or starts the embedded server when that is what is missing.
+
+        Args:
+            error: how the last try failed.
+
+        Raises:
+            ServerLostError: `redis.reconnect_timeout_s` has passed.
+        """
+        config = self._config
+        if self.duration_s > config.reconnect_timeout_s:
+            raise lost(error, config, self.duration_s) from None
+        reason = "another client's script is running" if is_busy(error) else innermost_error(error)
+        limit_s = config.reconnect_timeout_s
+        self._log.say(
+            lambda: f"redis at {config.address} does not answer ({reason}): trying again for up to {limit_s:.0f} s"
+        )
         if may_embed(config) and not is_listening(config) and not was_stopped(config):
             start_embedded(config)
-            return
-        time.sleep(RETRY_PAUSE_S)
+        else:
+            time.sleep(RETRY_PAUSE_S)
 
 
-def connect(config: RedisConfig, start: bool = True) -> RedisConnection:
+def connect(config: RedisConfig, start: bool = True, check: Callable[[], None] | None = None) -> RedisConnection:
     """Connects to the configured server, starting the embedded one if need be, and checks that it can hold a queue.
+
+    A server that loads its data set, or runs a long script of another client, is waited for.
 
     Args:
         start: False: never start a server.
+        check: called before each further try; what it raises ends the waiting.
 
     Raises:
         RedisServerError: one line that says what is wrong and what to do.
     """
     if start and may_embed(config) and not is_listening(config):
         start_embedded(config)
-    deadline = time.monotonic() + config.reconnect_timeout_s
+    outage: _Outage | None = None
     while True:
         try:
             with make_client(config, PROBE_TIMEOUT_S, retries=1) as probe:
-                _check_settings(probe.info(), config, warn=start)
-            return RedisConnection(config)
-        except exceptions.BusyLoadingError:
-            if time.monotonic() > deadline:
-                raise ServerLostError(
-                    f"redis at {config.address} is still loading its data set: try again later"
-                ) from None
-            logger.info("redis at %s is loading its data set: waiting", config.address)
-            time.sleep(1)
-        except (exceptions.ConnectionError, exceptions.TimeoutError) as error:
-            raise (refusal_of(error, config) or not_found(error, config)) from None
+                info = probe.info()
         except exceptions.RedisError as error:
-            raise response_error(error, config) from None
+            if not is_busy(error) and not isinstance(error, exceptions.BusyLoadingError):
+                raise _cannot_connect(error, config) from None
+            if check is not None:
+                check()
+            outage = outage or _Outage(config)
+            outage.pause(error)
+        else:
+            check_settings(info, config)
+            if start:
+                warn_about_limit(info, config)
+            return RedisConnection(config)
 
 
-def _check_settings(info: Mapping[str, Any], config: RedisConfig, warn: bool) -> None:
-    """Refuses a server that would evict samples, refuse writes, or miss a command.
-
-    Raises:
-        ServerSettingsError: with the line to change.
-    """
-    where = f"redis at {config.address}"
-    version = tuple(int(number) for number in re.findall(r"\d+", str(info["redis_version"]))[:2])
-    if version < OLDEST_VERSION:
-        raise ServerSettingsError(
-            f"{where} is version {info['redis_version']}: expected 6.2 or newer; update the server"
-        )
-    if info.get("redis_mode") == "cluster":
-        raise ServerSettingsError(f"{where} is part of a cluster: expected a single server; name one with --redis.url")
-    if info.get("role") != "master":
-        raise ServerSettingsError(f"{where} is a read-only replica: name its master with --redis.url")
-    policy, limit = info["maxmemory_policy"], int(info["maxmemory"])
-    if policy != "noeviction":
-        raise ServerSettingsError(
-            f"{where} may throw samples away (maxmemory-policy {policy}): set `maxmemory-policy noeviction` in its "
-            "redis.conf, or run `redis-cli config set maxmemory-policy noeviction`"
-        )
-    if not warn:
-        return
-    if limit == 0:
-        logger.warning(
-            "%s has no memory limit of its own: the scripts keep to redis.max_memory_gb (%g), but `maxmemory %d` in "
-            "its redis.conf would be a backstop",
-            where,
-            config.max_memory_gb,
-            config.max_memory_bytes,
-        )
-    elif limit < config.max_memory_bytes:
-        ours = may_embed(config) and embedded_pid(config) is not None
-        logger.warning(
-            "%s has a limit of %d bytes (maxmemory), below redis.max_memory_gb (%g): the lower one holds%s",
-            where,
-            limit,
-            config.max_memory_gb,
-            "; to change it, run `python redis_manager.py stop`, then start again" if ours else "",
-        )
+def _cannot_connect(error: exceptions.RedisError, config: RedisConfig) -> RedisServerError:
+    if isinstance(error, exceptions.ConnectionError | exceptions.TimeoutError):
+        return refusal_of(error, config) or not_found(error, config)
+    return response_error(error, config)

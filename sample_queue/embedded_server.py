@@ -1,7 +1,8 @@
 """The embedded server: a private redis-server that the scripts start when nothing listens on their port.
 
-It keeps nothing on disk, evicts nothing, listens on 127.0.0.1 only, belongs to no terminal, and goes on until
-`python redis_manager.py stop`. Its pid file and log are in a folder of the user's own in the system's temporary folder.
+It keeps nothing on disk, evicts nothing, listens to this machine only (127.0.0.1, and ::1 where there is IPv6), belongs
+to no terminal, and goes on until `python redis_manager.py stop`. Its pid file and log are in a folder of the user's own
+in the system's temporary folder.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def may_embed(config: RedisConfig) -> bool:
 
 def is_listening(config: RedisConfig) -> bool:
     """Whether anything accepts connections on the port of a local host."""
-    for host in ("127.0.0.1", config.host):
+    for host in dict.fromkeys(("127.0.0.1", config.host)):
         try:
             socket.create_connection((host, config.port), timeout=2).close()
         except TimeoutError:
@@ -76,7 +77,7 @@ def runtime_folder(port: int) -> Path:
     """Folder of the embedded server on `port`: pid file, log and lock. Made when it is missing, for this user only.
 
     Raises:
-        EmbeddedServerError: somebody else owns the folder, or others may write to it.
+        EmbeddedServerError: another user owns the folder, or others may write to it.
     """
     parent = Path(tempfile.gettempdir()) / f"dynamic-whisper-redis-{os.getuid()}"
     folder = parent / str(port)
@@ -91,7 +92,7 @@ def runtime_folder(port: int) -> Path:
     return folder
 
 
-def start_embedded(config: RedisConfig, timeout_s: float = START_TIMEOUT_S) -> bool:
+def start_embedded(config: RedisConfig) -> bool:
     """Starts the embedded server unless something listens on the port already. Several processes may call it at once.
 
     Returns:
@@ -105,25 +106,29 @@ def start_embedded(config: RedisConfig, timeout_s: float = START_TIMEOUT_S) -> b
         if is_listening(config):
             return False
         _warn_above_physical_memory(config)
-        log = folder / "redis.log"
-        log.unlink(missing_ok=True)
-        (folder / "redis.pid").unlink(missing_ok=True)
-        (folder / "stopped").unlink(missing_ok=True)
+        for name in ("redis.log", "redis.pid", "stopped"):
+            (folder / name).unlink(missing_ok=True)
         # The settings go in by stdin: a password on the command line would show in `ps`.
         command = [find_executable(), "-"]
         started = subprocess.run(command, input=_settings(config, folder), capture_output=True, text=True, check=False)
-        deadline = time.monotonic() + timeout_s
-        while started.returncode == 0 and time.monotonic() < deadline:
-            if embedded_pid(config) and is_listening(config):
-                logger.info(
-                    "started an embedded redis-server on 127.0.0.1:%d (limit %.2f GB, pid %d)",
-                    config.port,
-                    config.max_memory_gb,
-                    embedded_pid(config),
-                )
-                return True
-            time.sleep(0.02)
-        raise EmbeddedServerError(_why_not_started(config, command[0], log, started.stdout + started.stderr))
+        if started.returncode != 0 or not _comes_up(config):
+            output = started.stdout + started.stderr
+            raise EmbeddedServerError(_why_not_started(config, command[0], folder / "redis.log", output))
+        logger.info(
+            "started an embedded redis-server on port %d of this machine (limit %.2f GB, pid %d)",
+            config.port, config.max_memory_gb, embedded_pid(config),
+        )  # fmt: skip
+        return True
+
+
+def _comes_up(config: RedisConfig) -> bool:
+    """Waits until the embedded server listens, START_TIMEOUT_S at most. Returns whether it does."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if embedded_pid(config) and is_listening(config):
+            return True
+        time.sleep(0.02)
+    return False
 
 
 def stop_embedded(config: RedisConfig) -> int | None:
@@ -143,7 +148,7 @@ def stop_embedded(config: RedisConfig) -> int | None:
         if pid is None:
             if is_listening(config):
                 raise EmbeddedServerError(
-                    f"what listens on {config.host}:{config.port} was not started by these scripts and is left "
+                    f"what listens on {config.address} was not started by these scripts and is left "
                     "alone: stop it by its own means"
                 )
             return None
@@ -151,13 +156,20 @@ def stop_embedded(config: RedisConfig) -> int | None:
         for ending in (signal.SIGTERM, signal.SIGKILL):  # nothing is saved, so SIGTERM is as clean as SHUTDOWN
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, ending)
-            deadline = time.monotonic() + STOP_TIMEOUT_S
-            while time.monotonic() < deadline:
-                if not _is_redis(pid):
-                    (folder / "redis.pid").unlink(missing_ok=True)
-                    return pid
-                time.sleep(0.02)
+            if _has_ended(pid):
+                (folder / "redis.pid").unlink(missing_ok=True)
+                return pid
         raise EmbeddedServerError(f"the embedded redis-server (pid {pid}) does not end: end it by hand")
+
+
+def _has_ended(pid: int) -> bool:
+    """Waits until a server has ended, STOP_TIMEOUT_S at most. Returns whether it has."""
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if not _is_redis(pid):
+            return True
+        time.sleep(0.02)
+    return False
 
 
 def was_stopped(config: RedisConfig) -> bool:
@@ -175,7 +187,7 @@ def embedded_pid(config: RedisConfig) -> int | None:
 
 
 def _is_redis(pid: int) -> bool:
-    """Whether `pid` lives and is a redis-server: after a crash and a reboot the number may belong to somebody else."""
+    """Whether `pid` lives and is a redis-server: after a reboot the number may be another program's."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, PermissionError):
@@ -195,7 +207,8 @@ def _is_redis(pid: int) -> bool:
 def _settings(config: RedisConfig, folder: Path) -> str:
     lines = [
         f"port {config.port}",
-        "bind 127.0.0.1",
+        # All names of this machine lead to one server. "-": Redis goes on where there is no IPv6.
+        f"bind 127.0.0.1 {'' if config.host == '::1' else '-'}::1",
         "daemonize yes",
         f"dir {_quoted(str(folder))}",
         f"pidfile {_quoted(str(folder / 'redis.pid'))}",
@@ -214,6 +227,11 @@ def _settings(config: RedisConfig, folder: Path) -> str:
 
 
 def _quoted(value: str) -> str:
+    """A value as redis.conf takes it.
+
+    Raises:
+        EmbeddedServerError: it holds a line break.
+    """
     if "\n" in value or "\r" in value:
         raise EmbeddedServerError("a line break in REDIS_USERNAME, REDIS_PASSWORD or the temporary folder: remove it")
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -8,14 +8,14 @@ from config import GIB
 from sample_queue.errors import CapacityError
 
 PIECE_BYTES = 2**20
-"""Most payload bytes that one push sends or one take returns (one sample at least)."""
+"""Most payload bytes that one push sends or one take returns. A larger sample goes alone."""
 
 SERVER_BYTES = 2 * 2**20
-"""What a redis-server takes without any samples, at most: itself, clients, scripts, meta, rejected lines."""
+"""Most bytes that a redis-server takes without samples: itself, clients, scripts, meta, rejected lines."""
 
 
 def allocated(size: int) -> int:
-    """What a list element of `size` bytes takes of used_memory at most, in bytes.
+    """Most bytes that a list element of `size` bytes takes of used_memory.
 
     jemalloc rounds up to a quarter of a power of two; 64 bytes each for the list node and its header.
     lua/common.lua has the same.
@@ -50,7 +50,7 @@ def check_capacity(limit_bytes: int, max_sample_bytes: int, samples_at_once: int
         raise CapacityError(
             f"the queue's limit of {limit_bytes / GIB:.3f} GB is too low for {samples_at_once} samples at once of up "
             f"to {max_sample_bytes} bytes each: set --redis.max_memory_gb {_rounded_up(enough / GIB)} in both scripts "
-            "(an embedded server wants `python redis_manager.py stop` first), or lower the batch size or prefetching"
+            "(with an embedded server, `python redis_manager.py stop` first), or lower the batch size or prefetching"
         )
 
 

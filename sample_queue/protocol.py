@@ -25,7 +25,7 @@ ALIVE_S = 15.0
 LUA = Path(__file__).parent / "lua"
 
 GOODBYE_S = 2.0
-"""How long a producer that leaves waits for the server to hear of it, in seconds."""
+"""How long a producer that leaves waits for the server's answer, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -127,9 +127,9 @@ class SampleQueue:
             script: the file's name without `.lua`.
             arguments: its ARGV.
             keys: further KEYS after the queue's four.
-            check: called between two tries while the server is away.
+            check: called before each further try while the server does not answer; what it raises ends the waiting.
         """
-        source, sha = _source(script)
+        source, sha = script_source(script)
         all_keys = [*self.keys, *keys]
 
         def command(client: redis.Redis) -> Any:
@@ -142,7 +142,9 @@ class SampleQueue:
         return list(self.connection.call(command, check))
 
     def say_goodbye(self, token: str) -> None:
-        """Tells that a producer leaves, and closes the connection. Nothing depends on it, so it does not wait long.
+        """Tells the server that a producer leaves, and closes the connection.
+
+        Only saves another producer and the trainer a wait of ALIVE_S, so it is tried once, for GOODBYE_S, and may fail.
 
         Args:
             token: the producer's; empty before it has a plan.
@@ -150,11 +152,15 @@ class SampleQueue:
         self.connection.close()
         client = make_client(self.connection.config, timeout_s=GOODBYE_S, retries=0)
         with contextlib.suppress(redis.exceptions.RedisError), client:
-            client.evalsha(_source("heartbeat")[1], len(self.keys), *self.keys, token, 1)
+            client.evalsha(script_source("heartbeat")[1], len(self.keys), *self.keys, token, 1)
 
-    def status(self) -> QueueStatus:
-        """Everything there is to know about the queue, at one moment."""
-        depth, inflight, now, producer_age, used, peak, maxmemory, pairs = self.run("status")
+    def status(self, check: Callable[[], None] | None = None) -> QueueStatus:
+        """Everything that is known of the queue, at one moment.
+
+        Args:
+            check: as for `run`.
+        """
+        depth, inflight, now, producer_age, used, peak, maxmemory, pairs = self.run("status", check=check)
         meta = {key.decode(): value.decode() for key, value in zip(pairs[::2], pairs[1::2], strict=True)}
         head = int(meta.get("head", 0))
         limit = self.connection.config.max_memory_bytes
@@ -181,9 +187,13 @@ class SampleQueue:
             finished="finished" in meta,
         )
 
-    def card(self) -> PlanCard | None:
-        """The card of the plan in the queue; None while there is no plan."""
-        pairs = self.run("status")[7]
+    def card(self, check: Callable[[], None] | None = None) -> PlanCard | None:
+        """The card of the plan in the queue; None while there is no plan.
+
+        Args:
+            check: as for `run`.
+        """
+        pairs = self.run("status", check=check)[7]
         meta = dict(zip(pairs[::2], pairs[1::2], strict=True))
         return PlanCard.from_json(meta[b"card"]) if b"head" in meta else None
 
@@ -196,18 +206,19 @@ class SampleQueue:
         return dict(zip(("samples", "inflight", "rejected", "plans"), self.run("clear"), strict=True))
 
 
-def open_queue(config: RedisConfig, start: bool = True) -> SampleQueue:
-    """Connects to the configured server and checks that it lets us do all that the queue needs.
+def open_queue(config: RedisConfig, start: bool = True, check: Callable[[], None] | None = None) -> SampleQueue:
+    """Connects to the configured server and checks that it permits everything that the queue needs.
 
     Args:
         start: False: never start an embedded server.
+        check: as for `SampleQueue.run`.
 
     Raises:
         RedisServerError: one line that says what is wrong and what to do.
     """
-    connection = connect(config, start)
-    queue = SampleQueue(connection, config.namespace)
-    verdict = [word.decode(errors="replace") for word in queue.run("check", keys=[f"{config.namespace}:probe"])]
+    queue = SampleQueue(connect(config, start, check), config.namespace)
+    answer = queue.run("check", keys=[f"{config.namespace}:probe"], check=check)
+    verdict = [word.decode(errors="replace") for word in answer]
     if verdict and verdict[0] == "forbidden":
         raise forbidden(f"the command {verdict[1]}", config)
     if verdict and "WRONGTYPE" in verdict[2]:
@@ -220,7 +231,7 @@ def open_queue(config: RedisConfig, start: bool = True) -> SampleQueue:
 
 
 @cache
-def _source(script: str) -> tuple[str, str]:
+def script_source(script: str) -> tuple[str, str]:
     """A script's source with the common part before it, and the sha1 by which the server knows it."""
     parts = [f"local PIECE_BYTES, ALIVE_MS = {PIECE_BYTES}, {int(ALIVE_S * 1000)}"]
     parts += [(LUA / f"{name}.lua").read_text(encoding="utf-8") for name in ("common", script)]

@@ -5,23 +5,24 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable
-from functools import partial
 from typing import Any, Protocol
 
 from config import RedisConfig
 from sample_queue.connection import RedisConnection
-from sample_queue.errors import FencedError, ProducerGoneError, StopRequested, finished_run, foreign_plan
-from sample_queue.protocol import ALIVE_S, PlanCard, QueueStatus, SampleQueue, open_queue
-from sample_queue.waiting_log import WaitingLog
+from sample_queue.errors import FencedError, StopRequested, finished_run, foreign_plan
+from sample_queue.producer_watch import ProducerWatch
+from sample_queue.protocol import PlanCard, QueueStatus, SampleQueue, open_queue
 
 logger = logging.getLogger(__name__)
 
 SHORTEST_SLICE_S, LONGEST_SLICE_S = 0.05, 0.5
-BUSY_SLICE_S, FORCE_AFTER_S = 0.005, 2.0
-
+"""Pauses between two looks for samples, the first and the longest, in seconds."""
+MEMORY_SLICE_S = 0.005
+"""Pause before the next take when other processes' replies fill the memory of the server, in seconds."""
+TAKE_ALONE_AFTER_S = 2.0
+"""How long memory may be short before samples are taken one by one although it is, in seconds."""
 FAREWELL_S = 5.0
-"""How long a finished trainer waits for the producer to leave, in seconds."""
+"""How long a finished trainer waits for the producer to end, in seconds."""
 
 
 class Value(Protocol):
@@ -43,7 +44,11 @@ def trainer_token() -> str:
 
 
 class SampleReader:
-    """Takes samples by position, and lets go of them. Picklable; each process connects by itself when it first must."""
+    """Takes samples by position, and drops them when they are trained. Picklable; each process connects by itself.
+
+    While a method waits for samples, or for a server that does not answer, it looks at `stop` and raises
+    `StopRequested` when that is set. A try that hangs takes `connection.SOCKET_TIMEOUT_S` at most.
+    """
 
     def __init__(self, config: RedisConfig, trainer: str, trained: Value, stop: Event) -> None:
         """
@@ -51,7 +56,7 @@ class SampleReader:
             config: where the queue is.
             trainer: token of the whole trainer, one for all its processes.
             trained: `.value` is the position up to which everything has been trained.
-            stop: `.is_set()` says that a wait is to end with `StopRequested`.
+            stop: `.is_set()` says that any wait is to end with `StopRequested`.
         """
         self.config = config
         self.trainer = trainer
@@ -62,11 +67,8 @@ class SampleReader:
         self._trained, self._stop = trained, stop
         self._queue: SampleQueue | None = None
 
-    def wait_for_plan(self, stopped: Callable[[], bool] | None = None) -> PlanCard:
+    def wait_for_plan(self) -> PlanCard:
         """Waits until a producer has made the plan.
-
-        Args:
-            stopped: True ends the wait as `stop` does.
 
         Raises:
             ProducerGoneError: no producer for `redis.producer_timeout_s`.
@@ -75,19 +77,16 @@ class SampleReader:
             RedisServerError: the server cannot be used.
         """
         queue = self._connected()
-        log, alive = WaitingLog(), _Liveness(self.config, queue)
+        watch = ProducerWatch(self.config, queue.connection, "the plan")
         while True:
             status = self.status()
             if status.finished:
                 raise finished_run(self.config)
-            card = queue.card() if status.planned else None
+            card = queue.card(self._check_stop) if status.planned else None
             if card is not None:
                 self.card = card
                 return card
-            if stopped is not None and stopped():
-                raise StopRequested("told to stop while waiting for the plan")
-            alive.check(status.producer_seen_s, progress=None, needed="the plan")
-            log.say(partial(_describe_wait, "the plan", 0, status.producer_seen_s))
+            watch.note(status.tail, status.producer_seen_s)
             self._pause(LONGEST_SLICE_S)
 
     def attach(self, position: int) -> None:
@@ -112,34 +111,22 @@ class SampleReader:
             StopRequested: told to stop while waiting.
         """
         payloads: list[bytes] = []
-        log: WaitingLog | None = None
-        alive = _Liveness(self.config, self._connected())
-        slice_s, forced = SHORTEST_SLICE_S, 0
+        end, pauses = start + count, _Pauses()
+        watch = ProducerWatch(self.config, self._connected().connection, f"samples up to position {end - 1}")
         while len(payloads) < count:
             first = start + len(payloads)
-            wanted = (first, start + count - first, self._trained.value, self.config.max_memory_bytes, forced)
-            state, *rest = self._run("take", self.trainer, *wanted)
+            state, rest = self._take_once(first, end, pauses.take_alone)
             if state == b"ok":
                 payloads += rest
-                continue
-            if state in (b"lost", b"behind"):
-                self._check_stop()  # a worker that outlives its trainer must not make the queue anew
-                self._attach(first if state == b"behind" else min(self._trained.value, first), take_over=False)
-                continue
-            log = log or WaitingLog()
-            if state == b"busy":
-                forced = int(log.waited_s > FORCE_AFTER_S)
-                self._pause(BUSY_SLICE_S)
-                continue
-            tail, age_ms = rest
-            seen_s = age_ms / 1000 if age_ms >= 0 else None
-            needed = f"samples up to position {start + count - 1}"
-            alive.check(seen_s, tail, needed)
-            log.say(partial(_describe_wait, needed, tail, seen_s))
-            self._pause(slice_s)
-            slice_s = min(slice_s * 1.2, LONGEST_SLICE_S)
-        if log is not None:
-            self.waited_s += log.waited_s
+            elif state == b"busy":
+                self._pause(pauses.for_memory())
+            elif state == b"wait":
+                tail, age_ms = rest
+                watch.note(tail, age_ms / 1000 if age_ms >= 0 else None)
+                self._pause(pauses.for_samples())
+            else:
+                self._attach_again(first, is_behind=state == b"behind")
+        self.waited_s += pauses.total_s
         return payloads
 
     def commit(self, upto: int) -> None:
@@ -148,7 +135,7 @@ class SampleReader:
         Raises:
             FencedError: another trainer has taken over.
         """
-        self._let_go(upto, "commit")
+        self._drop(upto, "commit")
 
     def trim(self, upto: int) -> None:
         """Drops the oldest in-flight samples before `upto`, but only as far as in-flight takes over half of the limit.
@@ -161,36 +148,37 @@ class SampleReader:
         Raises:
             FencedError: another trainer has taken over.
         """
-        self._let_go(upto, "trim")
+        self._drop(upto, "trim")
 
     def status(self) -> QueueStatus:
-        """The queue at this moment."""
-        return self._connected().status()
+        """The queue at this moment.
+
+        Raises:
+            StopRequested: told to stop while the server did not answer.
+        """
+        return self._connected().status(self._check_stop)
 
     def finish(self) -> None:
         """Says that the run is finished: a producer that still waits ends, and the namespace takes no further run.
 
-        Gives the producer a few seconds to hear of it: if the server were lost before, it would fill an empty queue.
+        Then waits up to FAREWELL_S until the producer has ended: if the server were lost before it knows, the producer
+        would fill a new, empty queue.
 
         Raises:
             FencedError: another trainer has taken over.
+            StopRequested: told to stop while waiting.
         """
         while self._run("finish", self.trainer)[0] == b"lost":
             self._attach(self._trained.value, take_over=False)
         deadline = time.monotonic() + FAREWELL_S
         while self.status().producer_alive and time.monotonic() < deadline:
-            time.sleep(SHORTEST_SLICE_S)
-
-    def close(self) -> None:
-        """Closes this process's connection."""
-        if self._queue is not None:
-            self._queue.connection.close()
+            self._pause(SHORTEST_SLICE_S)
 
     def _connected(self) -> SampleQueue:
         if self._queue is None and self.card is not None:  # a DataLoader worker: the trainer has checked the server
             self._queue = SampleQueue(RedisConnection(self.config), self.config.namespace)
         if self._queue is None:
-            self._queue = open_queue(self.config)
+            self._queue = open_queue(self.config, check=self._check_stop)
         return self._queue
 
     def __getstate__(self) -> dict[str, Any]:
@@ -205,6 +193,24 @@ class SampleReader:
             )
         return answer
 
+    def _take_once(self, first: int, end: int, alone: bool) -> tuple[bytes, list[Any]]:
+        """One call for the positions `first` … `end - 1`.
+
+        Args:
+            alone: take a single sample, even when memory is short.
+
+        Returns:
+            The state that lua/take.lua tells, and what comes with it.
+        """
+        arguments = (first, end - first, self._trained.value, self.config.max_memory_bytes, int(alone))
+        state, *rest = self._run("take", self.trainer, *arguments)
+        return state, rest
+
+    def _attach_again(self, first: int, is_behind: bool) -> None:
+        """Makes the producer go back, when the queue was wiped or is past position `first`."""
+        self._check_stop()  # a DataLoader worker whose trainer has ended must not make the queue anew
+        self._attach(first if is_behind else min(self._trained.value, first), take_over=False)
+
     def _attach(self, position: int, take_over: bool) -> None:
         card = self.card
         if card is None:
@@ -218,55 +224,51 @@ class SampleReader:
         if not take_over:
             logger.warning("the queue was empty or elsewhere: it starts again at position %d", position)
 
-    def _let_go(self, upto: int, how: str) -> None:
-        state, *rest = self._run("commit", self.trainer, upto, how, self.config.max_memory_bytes)
-        while state == b"ok" and rest[0]:
-            state, *rest = self._run("commit", self.trainer, upto, how, self.config.max_memory_bytes)
+    def _drop(self, upto: int, how: str) -> None:
+        """Runs lua/commit.lua until nothing is left to drop.
 
-    def _pause(self, seconds: float) -> None:
+        Args:
+            upto: the first position that stays.
+            how: commit or trim.
+        """
+        is_more = True
+        while is_more:
+            state, *rest = self._run("commit", self.trainer, upto, how, self.config.max_memory_bytes)
+            is_more = state == b"ok" and rest[0] > 0
+
+    def _pause(self, duration_s: float) -> None:
         self._check_stop()
-        time.sleep(seconds)
+        time.sleep(duration_s)
 
     def _check_stop(self) -> None:
         if self._stop.is_set():
             raise StopRequested("told to stop while waiting")
 
 
-class _Liveness:
-    """How long the producer has been away during one wait."""
+class _Pauses:
+    """The pauses of one take."""
 
-    def __init__(self, config: RedisConfig, queue: SampleQueue) -> None:
-        self._config, self._queue = config, queue
-        self._alive_at = time.monotonic()
-        self._progress: int | None = None
+    def __init__(self) -> None:
+        self.take_alone = False
+        """Whether memory has been short for so long that samples are taken one by one."""
+        self._slice_s = SHORTEST_SLICE_S
+        self._started_at: float | None = None
+        self._short_at: float | None = None
 
-    def check(self, seen_s: float | None, progress: int | None, needed: str) -> None:
-        """Notes whether the producer lives.
+    @property
+    def total_s(self) -> float:
+        """Seconds since the first pause; 0 without one."""
+        return 0.0 if self._started_at is None else time.monotonic() - self._started_at
 
-        Args:
-            seen_s: seconds since it was last heard of; None: never.
-            progress: the tail; a tail that moves is a sign of life.
-            needed: what is waited for, for the error.
-
-        Raises:
-            ProducerGoneError: away for `redis.producer_timeout_s`.
-        """
+    def for_memory(self) -> float:
+        """The next pause, in seconds, when memory is short."""
         now = time.monotonic()
-        if (seen_s is not None and seen_s < ALIVE_S) or progress != self._progress:
-            self._alive_at, self._progress = now, progress
-        away_s = now - max(self._alive_at, self._queue.connection.connected_at)
-        if away_s > self._config.producer_timeout_s:
-            raise ProducerGoneError(
-                f"waited for {needed}, but no producer has been seen for {away_s:.0f} s (redis.producer_timeout_s): "
-                "start prepro_add2radis.py again, then this script"
-            )
+        self._started_at, self._short_at = self._started_at or now, self._short_at or now
+        self.take_alone = now - self._short_at > TAKE_ALONE_AFTER_S
+        return MEMORY_SLICE_S
 
-
-def _describe_wait(needed: str, tail: int, seen_s: float | None) -> str:
-    if seen_s is None:
-        producer = "no producer has been seen: start prepro_add2radis.py"
-    elif seen_s < ALIVE_S:
-        producer = "the producer is alive"
-    else:
-        producer = f"the producer was last seen {seen_s:.0f} s ago: start prepro_add2radis.py again"
-    return f"waiting for {needed}; the queue ends at {tail}, {producer}"
+    def for_samples(self) -> float:
+        """The next pause, in seconds, when samples are missing: longer each time."""
+        self._started_at = self._started_at or time.monotonic()
+        slice_s, self._slice_s = self._slice_s, min(self._slice_s * 1.2, LONGEST_SLICE_S)
+        return slice_s

@@ -35,6 +35,35 @@ class ServerLostError(RedisServerError):
     """A server that was there went away and did not come back in `redis.reconnect_timeout_s`."""
 
 
+def is_busy(error: exceptions.RedisError) -> bool:
+    """Whether the server runs a script of another client that takes longer than its `lua-time-limit`."""
+    return str(error).startswith("BUSY ")
+
+
+def may_pass(error: exceptions.RedisError) -> bool:
+    """Whether the server may answer later: it is away, hangs, loads its data set, or is busy with a script."""
+    return isinstance(error, exceptions.ConnectionError | exceptions.TimeoutError) or is_busy(error)
+
+
+def lost(error: exceptions.RedisError, config: RedisConfig, waited_s: float) -> ServerLostError:
+    """The error for a server that has been waited for in vain.
+
+    Args:
+        error: how the last try failed.
+        config: names the server.
+        waited_s: how long it has been waited for, in seconds.
+    """
+    remedy = "start the server again"
+    if is_busy(error):
+        remedy = "it runs another client's script; end that with `redis-cli script kill`"
+    elif isinstance(error, exceptions.BusyLoadingError):
+        remedy = "it is loading its data set; wait until it has"
+    return ServerLostError(
+        f"redis at {config.address} did not answer for {waited_s:.0f} s (redis.reconnect_timeout_s): {remedy}, then "
+        "start this script again; it goes on where the last checkpoint stands"
+    )
+
+
 def refusal_of(error: Exception, config: RedisConfig) -> RedisServerError | None:
     """The error to show when trying again would not help, else None."""
     where, cause = f"redis at {config.address}", innermost_error(error)

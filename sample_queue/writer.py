@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import secrets
-import socket
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from config import RedisConfig
 from sample_queue.errors import FencedError, ProducerBusyError, RunFinished, finished_run, foreign_plan
 from sample_queue.memory import PIECE_BYTES, allocated, check_payload, headroom
+from sample_queue.process_token import has_died_here, process_token
 from sample_queue.protocol import PlanCard, QueueStatus, open_queue
 from sample_queue.server_errors import ServerFullError
 from sample_queue.waiting_log import WaitingLog
 
 logger = logging.getLogger(__name__)
 
-BEAT_S = 1.0
+HEARTBEAT_S = 1.0
+"""Shortest time between two heartbeats, in seconds."""
+LONGEST_SLEEP_S = 2.0
+"""Longest sleep without a heartbeat in between, in seconds."""
 ROOM_IS_KNOWN_FOR_S = 1.0
+"""How long the room that the server told with a push may be relied on, in seconds."""
 LINES_PER_CALL = 200
+"""Most rejected lines that one call stores."""
 LINE_BYTES = 500
+"""Bytes after which a rejected line is cut off."""
 
 TRAINER_SILENT_S = 3600.0
 """A trainer that has not been heard of for so long is not waited for. An evaluation may take most of an hour."""
@@ -40,12 +43,12 @@ class ProducerAnnouncement:
 
     def heartbeat(self) -> None:
         """Call it every 2 s or so, or as often as you like: it speaks to the server once a second at most."""
-        if time.monotonic() - self._beaten_at >= BEAT_S:
+        if time.monotonic() - self._beaten_at >= HEARTBEAT_S:
             self._queue.run("heartbeat", "")
             self._beaten_at = time.monotonic()
 
     def close(self) -> None:
-        """The announcement ends: a writer speaks from now on, or the producer gives up."""
+        """Ends the announcement: a `SampleWriter` sends the heartbeats from now on, or the producer ends."""
         self._queue.say_goodbye("")
 
 
@@ -59,12 +62,16 @@ def announce_producer(config: RedisConfig) -> ProducerAnnouncement:
 
 
 class SampleWriter:
-    """Pushes encoded samples in order, and waits while there is no room."""
+    """Pushes encoded samples in order, and waits while there is no room.
+
+    Its calls look at no stop flag: in a producer Ctrl-C and SIGTERM raise `common.command_line.Interruption`, which
+    ends any wait, also for a server that does not answer.
+    """
 
     def __init__(self, config: RedisConfig, card: PlanCard) -> None:
         self.config = config
         self.card = card
-        self.token = _process_token()
+        self.token = process_token()
         self.waiting = False
         """Whether `push` is waiting for room just now."""
         self.waited_s = 0.0
@@ -74,7 +81,6 @@ class SampleWriter:
         self._opened = False
         self._trainer_seen_at: float | None = None
         self._queue = open_queue(config)
-        self._limit = self._queue.status().limit_bytes
         self._room, self._room_at, self._beaten_at = 0, float("-inf"), float("-inf")
 
     def open(self, position: int = 0) -> int:
@@ -98,17 +104,17 @@ class SampleWriter:
         state, *rest = self._queue.run("open", *arguments)
         if state == b"busy":
             other = rest[0].decode()
-            if not take_over and _is_dead_neighbour(other):
+            if not take_over and has_died_here(other):
                 logger.info("taking over from producer %s, which has died", other)
                 return self._open(position, take_over=True)
             raise ProducerBusyError(
-                f"producer {other} already feeds namespace {self.config.namespace!r}: let it, or stop it first, or "
-                "choose another --redis.namespace"
+                f"producer {other} already feeds namespace {self.config.namespace!r}: leave the work to it, or stop it "
+                "first, or choose another --redis.namespace"
             )
         if state == b"foreign":
             raise foreign_plan(self.config, rest[0].decode(), card.fingerprint)
         if state == b"finished":
-            if self._opened:  # it was wiped and finished between two looks
+            if self._opened:  # the queue was wiped, and then its run finished, since the last call
                 raise RunFinished("the trainer is done")
             raise finished_run(self.config)
         self._opened = True
@@ -150,7 +156,7 @@ class SampleWriter:
             RunFinished: the trainer is done.
             FencedError: another producer has taken over.
         """
-        if time.monotonic() - self._beaten_at >= BEAT_S:
+        if time.monotonic() - self._beaten_at >= HEARTBEAT_S:
             self._beat()
 
     def _beat(self) -> int | None:
@@ -163,15 +169,15 @@ class SampleWriter:
         self._note_trainer(trainer_age_ms)
         return int(tail)
 
-    def linger(self, position: int) -> int:
-        """Stays at the end of the plan as long as a trainer may need samples again.
+    def wait_at_end(self, position: int) -> int:
+        """Waits, with all samples pushed, as long as a trainer may need some of them again.
 
         Args:
             position: the tail that this producer knows: the end of the plan.
 
         Returns:
             The new tail, to go on from: the trainer went back, or the queue was wiped. `position` itself when this
-            producer has never known of a trainer, or not for `TRAINER_SILENT_S`: nobody is left.
+            producer has not known of any trainer for `TRAINER_SILENT_S`, or never: it may end.
 
         Raises:
             RunFinished: the trainer is done.
@@ -190,7 +196,11 @@ class SampleWriter:
             self._sleep(self.config.sleep_seconds)
 
     def _note_trainer(self, age_ms: int) -> None:
-        """Remembers when a trainer was last heard of: a wiped queue does not. -1: not since then."""
+        """Keeps the time at which a trainer was last heard of, because a wipe of the queue loses it.
+
+        Args:
+            age_ms: how long ago that was, by the queue, in milliseconds; -1: the queue knows of no trainer.
+        """
         if age_ms >= 0:
             self._trainer_seen_at = time.monotonic() - age_ms / 1000
 
@@ -252,18 +262,18 @@ class SampleWriter:
         return lines[LINES_PER_CALL:]
 
     def _has_room(self, piece: Sequence[bytes]) -> bool:
-        """Whether it is safe to send `piece`: what is sent takes memory before the script can refuse it.
+        """Whether `piece` may be sent: what is sent takes memory in the server before the script can refuse it.
 
-        While there is plenty of room, what the last push told is enough: only pushes take room for good.
+        The room that the last push told is relied on while it is twice the need: only pushes take room for good.
         """
         cost = sum(allocated(len(payload)) for payload in piece)
         largest = max(len(payload) for payload in piece)
         if time.monotonic() - self._room_at < ROOM_IS_KNOWN_FOR_S and self._room >= 2 * cost:
             return True
         info = self._queue.connection.call(lambda client: client.info("memory"))
-        self._limit = min(self.config.max_memory_bytes, int(info["maxmemory"]) or self.config.max_memory_bytes)
-        check_payload(self._limit, largest)
-        return int(info["used_memory"]) + cost <= self._limit - headroom(largest)
+        limit = min(self.config.max_memory_bytes, int(info["maxmemory"]) or self.config.max_memory_bytes)
+        check_payload(limit, largest)
+        return int(info["used_memory"]) + cost <= limit - headroom(largest)
 
     def _check(self, answer: list[Any]) -> list[Any]:
         if answer[0] == b"finished":
@@ -283,12 +293,11 @@ class SampleWriter:
             f"{status.depth} samples queued, {status.inflight} in flight, {trainer}"
         )
 
-    def _sleep(self, seconds: float) -> None:
+    def _sleep(self, duration_s: float) -> None:
         """Sleeps in slices, with heartbeats in between."""
-        end = time.monotonic() + seconds
         started = time.monotonic()
-        while (left := end - time.monotonic()) > 0:
-            time.sleep(min(left, 2.0))
+        while (left_s := started + duration_s - time.monotonic()) > 0:
+            time.sleep(min(left_s, LONGEST_SLEEP_S))
             self.heartbeat()
             self.on_wait()
         self.waited_s += time.monotonic() - started
@@ -303,39 +312,3 @@ def _first_piece(payloads: Sequence[bytes]) -> list[bytes]:
             break
         piece.append(payload)
     return piece
-
-
-def _process_token() -> str:
-    """Names this process so that another on the same machine can tell whether it still lives: host:pid:start:random."""
-    return f"{_machine()}:{os.getpid()}:{_start_of(os.getpid())}:{secrets.token_hex(4)}"
-
-
-def _is_dead_neighbour(token: str) -> bool:
-    """Whether the process that `token` names ran on this machine and is gone."""
-    machine, pid, start = token.rsplit(":", 3)[:3]
-    if machine != _machine():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:  # it lives, as somebody else's
-        return False
-    return _start_of(int(pid)) != start  # the number was given to another process, or it is a zombie
-
-
-def _machine() -> str:
-    """Host name, and the pid namespace where there is one: containers may share a host name, but not their pids."""
-    try:
-        return f"{socket.gethostname()}/{os.readlink('/proc/self/ns/pid')[5:-1]}"
-    except OSError:
-        return socket.gethostname()
-
-
-def _start_of(pid: int) -> str:
-    """When a process started, in the kernel's ticks; "" for a zombie, and where there is no /proc."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-    return "" if fields[0] == "Z" else fields[19]

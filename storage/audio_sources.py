@@ -1,4 +1,4 @@
-"""Where audio lies: a locator names one recording's audio as a string, and here it becomes what soundfile reads.
+"""From the locator of a recording's audio to its bytes. A locator is a string:
 
     /data/clips/a.flac                              a file
     s3://bucket/clips/a.flac                        a file at a URL that fsspec knows
@@ -15,25 +15,26 @@ import os
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 from config import DataConfig
 from storage.remote_files import is_url, read_file, read_start
 from storage.row_group_cache import parse_locator, read_value
 
-HEADER_BYTES = 2**18
+START_BYTES = 2**18
 """First request for the header of a file at a URL: most clips are smaller and come whole."""
 LARGEST_WAV_BYTES = 2**26
-"""A WAV header that claims more than this is not believed."""
+"""A WAV header that claims a longer file is not believed: encoders that write to a pipe claim 4 GB."""
 URLS_AT_ONCE = 16
-"""Files at URLs that are read at the same time: each is little data and much waiting."""
+"""Files at URLs that are read at the same time: most of the time goes into waiting for the store."""
 
 _ahead = threading.local()
-"""`files`: what `reading_ahead` has under way in this thread, by URL."""
+"""`files`: the reads that `reading_ahead` has started for this thread, by URL."""
 
 
 @contextlib.contextmanager
 def reading_ahead(audios: Iterable[str], data: DataConfig) -> Iterator[None]:
-    """Inside, `fetch_audio` finds those of these recordings that lie at URLs read or on their way, many at a time.
+    """Reads those of these recordings that are at URLs, many at a time; inside the block `fetch_audio` returns them.
 
     Args:
         audios: locators of what will be opened; their bytes are in memory together.
@@ -71,9 +72,9 @@ def fetch_audio(audio: str | os.PathLike[str], data: DataConfig) -> str | io.Byt
 
 
 def fetch_header(audio: str, data: DataConfig) -> tuple[str | io.BytesIO, bool]:
-    """As `fetch_audio`, for who needs no more than the header: of a large FLAC or WAV at a URL only the first part.
+    """As `fetch_audio`, for a caller that needs the header only: of a large FLAC or WAV at a URL just the first part.
 
-    The headers of other formats do not tell the duration without the file's length or its end: they come whole.
+    Other formats are fetched whole: their duration depends on the length or the end of the file.
 
     Returns:
         What soundfile reads, and whether it is the whole file.
@@ -84,12 +85,56 @@ def fetch_header(audio: str, data: DataConfig) -> tuple[str | io.BytesIO, bool]:
     """
     if not is_url(audio) or parse_locator(audio):
         return fetch_audio(audio, data), True
-    start = read_start(audio, HEADER_BYTES, data.retry_timeout_s)
-    if len(start) != HEADER_BYTES:
+    start = read_start(audio, START_BYTES, data.retry_timeout_s)
+    if len(start) != START_BYTES:
         return io.BytesIO(start), True
     if start.startswith(b"fLaC"):
         return io.BytesIO(start), False
     claimed = int.from_bytes(start[4:8], "little") + 8
     if start.startswith(b"RIFF") and claimed <= LARGEST_WAV_BYTES:
-        return io.BytesIO(start.ljust(claimed, b"\0")), False  # libsndfile checks the header against the length
+        return PaddedStart(start, claimed), False
     return fetch_audio(audio, data), True
+
+
+class PaddedStart(io.BytesIO):
+    """The first part of a file that reads as the whole: zeros follow, which take no memory.
+
+    libsndfile believes a header's duration only as far as the file is long.
+    """
+
+    def __init__(self, start: bytes, length: int) -> None:
+        """
+        Args:
+            start: the first part.
+            length: of the whole file, in bytes; not less than the first part's.
+        """
+        super().__init__(start)
+        self._length = length
+        self._position = 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """As of any file."""
+        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._length}[whence]
+        self._position = max(0, origin + offset)
+        return self._position
+
+    def tell(self) -> int:
+        """As of any file."""
+        return self._position
+
+    def readinto(self, buffer: Any, /) -> int:
+        """As of any file; libsndfile reads a few kilobytes at a time."""
+        target = memoryview(buffer).cast("B")
+        size = max(0, min(len(target), self._length - self._position))
+        known = self.getbuffer()[self._position : self._position + size]
+        target[: len(known)] = known
+        target[len(known) : size] = bytes(size - len(known))
+        self._position += size
+        return size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As of any file."""
+        left = max(0, self._length - self._position)
+        content = bytearray(left if size is None or size < 0 else min(size, left))
+        self.readinto(content)
+        return bytes(content)

@@ -1,10 +1,10 @@
 """Files at URLs (s3://, gs://, https://, hf://, …), read by fsspec with the credentials of its drivers.
 
-A file that is not there is a fact about the data; a store that does not answer is trouble of the moment. The first
-raises `FileNotFoundError`, and the recording is rejected or replaced. The second is asked again for
-`data.retry_timeout_s` and then stops the run: it must never decide which samples are in the stream.
+A missing file raises `FileNotFoundError`, and its recording is rejected or replaced. A store that does not answer is
+asked again for `data.retry_timeout_s`, and then the run stops: which samples are in the stream must depend on the data
+alone, not on when the network works.
 
-Nothing here imports fsspec before a URL is read: most workers never need it.
+fsspec is imported when the first URL is read, as most workers never need it.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from __future__ import annotations
 import errno
 import logging
 import posixpath
-import re
 import sys
 import time
 from collections.abc import Callable
 from typing import IO, Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from common.errors import UserError, one_line
+from common.redaction import text_without_secrets, without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ DRIVERS = {
 }  # fmt: skip
 """The package that reads each protocol."""
 FSSPEC_RELEASES = {"s3fs", "gcsfs"}
-"""Drivers that come out together with fsspec, under its version number, and need exactly that one."""
+"""Drivers that are released together with fsspec and need its version to be the same."""
 NETWORK_ERRORS = (
     ("aiohttp", "ClientError"),
     ("botocore.exceptions", "BotoCoreError"),
@@ -46,10 +46,13 @@ NETWORK_ERRORS = (
 )
 """What drivers raise besides `OSError`: module and name."""
 FINAL_ERRORS = {"ParamValidationError", "OfflineModeIsEnabled"}
-"""Names of errors that asking again does not mend."""
+"""Names of errors that occur again however often the store is asked."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Error numbers of a write that finds no room."""
 RANGE_NOT_SATISFIABLE = 416
+"""HTTP status."""
 LONGEST_PAUSE_S = 15.0
+"""Longest pause between two tries, and shortest time between two warnings, in seconds."""
 
 
 class SourceError(UserError):
@@ -75,17 +78,6 @@ def join(root: str, name: str) -> str:
         return posixpath.join(root, name)
     protocol, _, path = root.partition("://")
     return f"{protocol}://{posixpath.normpath(posixpath.join(path, name))}"
-
-
-def without_secrets(url: str) -> str:
-    """A URL as reports and messages may show it: without user, password and query (a signature). Paths stay."""
-    if not is_url(url):
-        return url
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return url.partition("?")[0].rpartition("@")[2]
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", parts.fragment))
 
 
 def read_file(url: str, retry_timeout_s: float) -> bytes:
@@ -162,7 +154,7 @@ def open_file(name: str, block_bytes: int) -> IO[bytes]:
 
 
 def asking_again(url: str, retry_timeout_s: float, action: Callable[[], T]) -> T:
-    """Does `action`, and does it again as long as the store behind `url` does not answer.
+    """Runs `action`, and runs it again while the store of `url` does not answer.
 
     Args:
         url: for messages.
@@ -182,9 +174,9 @@ def asking_again(url: str, retry_timeout_s: float, action: Callable[[], T]) -> T
                 raise SourceError(f"{without_secrets(url)}: there is no such bucket") from error
             raise FileNotFoundError(without_secrets(url)) from error
         except network_errors() as error:
-            if getattr(error, "errno", None) in DISK_FULL:  # not the store's fault
+            if getattr(error, "errno", None) in DISK_FULL:  # a failure of this machine, not of the store
                 raise
-            reason = f"{type(error).__name__}: {_clean(error)}"
+            reason = f"{type(error).__name__}: {_what_it_says(error)}"
             if _is_denied(error):
                 raise SourceError(
                     f"{without_secrets(url)} gives no permission ({reason}): set the credentials that its store "
@@ -201,17 +193,16 @@ def asking_again(url: str, retry_timeout_s: float, action: Callable[[], T]) -> T
             pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
 
 
-def _clean(error: BaseException) -> str:
+def _what_it_says(error: BaseException) -> str:
     """What a driver says, on one line, and without the secrets of URLs in it."""
-    text = re.sub(r"""(?<=://)[^/@\s]+@|\?[^'"\s)]*""", "", str(error))
-    return one_line(text, longest=200)
+    return one_line(text_without_secrets(str(error)), longest=200)
 
 
 _warned_at = float("-inf")
 
 
 def _warn(message: str, url: str, reason: str, left_s: float) -> None:
-    """Logs a failure, but one at a time when many files of a store fail together."""
+    """Logs a failure, at most one per LONGEST_PAUSE_S: all files of a store fail at the same time."""
     global _warned_at
     if time.monotonic() - _warned_at >= LONGEST_PAUSE_S:
         _warned_at = time.monotonic()
@@ -221,18 +212,18 @@ def _warn(message: str, url: str, reason: str, left_s: float) -> None:
 def _cat(url: str, **span: int) -> bytes:
     try:
         _ = urlsplit(url).port
-    except ValueError as error:  # the manifest's fault for certain
+    except ValueError as error:  # no store can have such a file
         raise FileNotFoundError(without_secrets(url)) from error
     filesystem, path = _filesystem(url)
     try:
         content: bytes = filesystem.cat_file(path, **span)
     except ValueError as error:
-        raise SourceError(f"{without_secrets(url)} can't be read: {_clean(error)}") from error
+        raise SourceError(f"{without_secrets(url)} can't be read: {_what_it_says(error)}") from error
     return content
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
-    """The driver for a URL, and the URL's path in it. Both are fsspec's to cache: it knows about forks."""
+    """The driver for a URL, and the URL's path in it. fsspec caches drivers, and makes new ones in a forked process."""
     import fsspec
 
     protocol = url.partition("://")[0]

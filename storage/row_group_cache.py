@@ -1,8 +1,9 @@
 """Audio inside Parquet files, row by row: row groups are unpacked once into plain files of the cache.
 
 Parquet is packed in row groups (100 to millions of rows), and one value can't be read without unpacking its group. An
-unpacked group is a file of int64 offsets and then the values: a value is two `pread`s away, for every process of the
-machine and without pyarrow. A group that is not there yet, or no longer, is unpacked by whoever needs it first.
+unpacked group is a file of int64 offsets and then the values, from which any process of the machine reads a value by
+two calls of `pread`, without pyarrow. A group that is not there, or was deleted, is unpacked by the first process that
+needs it.
 """
 
 from __future__ import annotations
@@ -21,22 +22,23 @@ from typing import IO, Any, TypeVar
 
 from common.errors import one_line
 from common.files import cannot_write, locked, written_whole
+from common.redaction import without_secrets
 from config import DataConfig
-from storage.remote_files import DISK_FULL, SourceError, asking_again, is_url, open_file, without_secrets
+from storage.remote_files import DISK_FULL, SourceError, asking_again, is_url, open_file
 
 T = TypeVar("T")
 
 BLOCK_BYTES = 2**22
-"""How much of a Parquet file is read at once: bounds the memory, whatever the size of its row groups."""
+"""How much of a Parquet file is read at once, in bytes: bounds the memory for row groups of any size."""
 LOCKS = 64
-"""Lock files: two groups may share one, which only makes them wait for each other."""
+"""Number of lock files. Two groups may share one; their processes then wait for each other without need."""
 OFFSET = struct.Struct("<q")
 LOCATOR = re.compile(r"(?P<file>.+)#(?P<column>.+)/(?P<group>\d+)/(?P<index>\d+)/(?P<digest>[0-9a-f]{32})", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class RowPlace:
-    """Where a value lies in a Parquet file."""
+    """The place of a value in a Parquet file."""
 
     file: str
     """Path or URL."""
@@ -84,7 +86,7 @@ def read_value(place: RowPlace, data: DataConfig) -> bytes:
 
 
 def unpacked_path(place: RowPlace, data: DataConfig) -> Path:
-    """The file of a row group's values. Streamed ones have a folder of their own, where old ones are deleted."""
+    """The file of a row group's values. With `data.streaming` it is in a folder from which old ones are deleted."""
     folder = Path(data.cache_dir) / ("streamed" if data.streaming else "unpacked")
     name = hashlib.blake2b(f"{place.digest} {place.column}".encode(), digest_size=12).hexdigest()
     return folder / f"{name}-{place.group}"
@@ -111,7 +113,7 @@ def unpack(place: RowPlace, data: DataConfig) -> None:
 
 
 def reading(file: str, data: DataConfig, action: Callable[[], T]) -> T:
-    """Does `action`, which reads a Parquet file, again and again while the file's store does not answer.
+    """Runs `action`, which reads a Parquet file, and runs it again while the file's store does not answer.
 
     Raises:
         SourceError: the file is gone, damaged, or can't be reached.
@@ -181,7 +183,7 @@ def digest_footer(footer: bytes) -> str:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Keeps other processes of this machine out of the same row group. The kernel unlocks when a process dies."""
+    """Lets one process of this machine at a time unpack a row group."""
     number = int.from_bytes(hashlib.blake2b(path.name.encode(), digest_size=4).digest(), "little") % LOCKS
     locks = path.parent / "locks"
     locks.mkdir(exist_ok=True)
@@ -190,7 +192,15 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _delete_oldest(folder: Path, limit_bytes: int, keep: Path) -> None:
-    """Deletes what was unpacked first until the folder is below its limit: a plan's window leaves it first, too."""
+    """Deletes the files that were unpacked first until the folder is below its limit.
+
+    A streamed plan reads row groups in a moving window, so that the oldest are the first that it no longer needs.
+
+    Args:
+        folder: of the unpacked files.
+        limit_bytes: its limit.
+        keep: the file that is never deleted.
+    """
     entries = []
     for entry in os.scandir(folder):
         with contextlib.suppress(FileNotFoundError):  # another process deletes too

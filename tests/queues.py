@@ -1,8 +1,9 @@
-"""The two ends of a queue of opaque payloads, for tests that need no model; light, as processes import it."""
+"""The two ends of a queue of opaque payloads, for tests that need no model; imported by processes of tests too."""
 
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 from config import RedisConfig
@@ -20,7 +21,39 @@ def payload(position: int, size: int = 40) -> bytes:
 
 
 def payloads(start: int, stop: int, size: int = 40) -> list[bytes]:
+    """The samples at the positions `start` … `stop - 1`."""
     return [payload(position, size) for position in range(start, stop)]
+
+
+class Trainer:
+    """A reader with what it shares between processes."""
+
+    def __init__(self, config: RedisConfig, token: str = "trainer-1", attach: int | None = 0) -> None:
+        self.trained = SimpleNamespace(value=attach or 0)
+        self.stop = threading.Event()
+        self.reader = SampleReader(config, token, self.trained, self.stop)
+        if attach is not None:
+            self.reader.attach(attach)
+
+    def reader_of_a_rank(self) -> SampleReader:
+        """Another process's reader of the same trainer."""
+        reader = SampleReader(self.reader.config, self.reader.trainer, self.trained, self.stop)
+        reader.card = self.reader.card
+        return reader
+
+    def train(self, start: int, stop: int) -> list[bytes]:
+        """Takes, trains and trims one batch."""
+        batch = self.reader.take(start, stop - start)
+        self.trained.value = stop
+        self.reader.trim(stop)
+        return batch
+
+
+def make_writer(config: RedisConfig, position: int = 0) -> SampleWriter:
+    """A producer's end that has taken the stream, or made it at `position`."""
+    writer = SampleWriter(config, CARD)
+    writer.open(position)
+    return writer
 
 
 def produce(writer: SampleWriter, tail: int, end: int, size: int = 40, step: int = 16) -> None:
@@ -29,7 +62,7 @@ def produce(writer: SampleWriter, tail: int, end: int, size: int = 40, step: int
         while True:
             while tail < end:
                 tail = writer.push(tail, payloads(tail, min(end, tail + step), size))
-            tail = writer.linger(tail)
+            tail = writer.wait_at_end(tail)
     except RunFinished:
         writer.close()
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import random
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+
+import redis
 
 from config import RedisConfig
 
@@ -57,6 +61,44 @@ def hang_up(*sockets: socket.socket) -> None:
         each.close()
 
 
+@contextlib.contextmanager
+def broken(config: RedisConfig, fault: str) -> Iterator[None]:
+    """Breaks a server of one's own: "killed" for good; "hung" or "busy" (with another client's script) in the block."""
+    with redis.Redis(port=config.port) as client:
+        pid = client.info("server")["process_id"]
+    if fault == "busy":
+        script = threading.Thread(target=_run_endless_script, args=(config,), daemon=True)
+        script.start()
+        wait_for(lambda: _is_busy(config))
+        yield
+        end_script(config)
+        script.join()
+        return
+    os.kill(pid, signal.SIGKILL if fault == "killed" else signal.SIGSTOP)
+    yield
+    if fault == "hung":
+        os.kill(pid, signal.SIGCONT)
+
+
+def end_script(config: RedisConfig) -> None:
+    """Ends the script with which a server is busy, if there is one."""
+    with redis.Redis(port=config.port) as client, contextlib.suppress(redis.ResponseError):
+        client.script_kill()
+
+
+def _run_endless_script(config: RedisConfig) -> None:
+    with redis.Redis(port=config.port) as client, contextlib.suppress(redis.ResponseError):
+        client.eval("while true do end", 0)
+
+
+def _is_busy(config: RedisConfig) -> bool:
+    try:
+        with redis.Redis(port=config.port) as client:
+            return not client.ping()
+    except redis.ResponseError as error:
+        return str(error).startswith("BUSY ")
+
+
 class LossyProxy:
     """Passes everything on, but loses the reply to a command that it is told to look for."""
 
@@ -79,10 +121,7 @@ class LossyProxy:
 
     def close(self) -> None:
         """Closes every connection."""
-        for each in self._sockets:
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-            each.close()
+        hang_up(*self._sockets)
 
     def _accept(self) -> None:
         while True:
@@ -108,9 +147,7 @@ class LossyProxy:
                 if not is_request and losing.is_set():
                     break
                 sink.sendall(data)
-        for each in (source, sink):
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
+        hang_up(source, sink)
 
 
 class FlakyProxy:
@@ -189,10 +226,7 @@ class S3Server:
 
     def stop(self) -> None:
         """Shuts the gate: connections break, and new ones are refused."""
-        for each in self._sockets:
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-            each.close()
+        hang_up(*self._sockets)
         self._sockets = []
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
 from audio.audio_file import RecordingError
 from common.errors import UserError
+from common.redaction import without_secrets
 from corpus.recordings import Recordings
 from data_processor import SampleSettings, make_sample
 from features.sample import Sample, SampleLimits, decode_sample, pad_batch
@@ -24,7 +25,6 @@ from sample_queue.errors import StopRequested
 from sample_queue.protocol import PlanCard
 from sample_queue.reader import SampleReader
 from storage.audio_sources import reading_ahead
-from storage.remote_files import without_secrets
 
 RECORD = "record"
 """Key under which a batch carries its `BatchRecord` to the trainer, beside the model's inputs."""

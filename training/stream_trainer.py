@@ -249,7 +249,8 @@ class StreamTrainer(Seq2SeqTrainer):
             self._samples_log.write_step(self.state.global_step)
         self._check_output_dir()
         if self.is_world_process_zero():
-            self._reader.trim(self.position)
+            with suppress(StopRequested):  # the server is away: all ranks stop together before the next step
+                self._reader.trim(self.position)
 
     def training_begins(self) -> None:
         """Undoes what Hugging Face restores from a checkpoint although the user may have changed it since."""
@@ -263,7 +264,10 @@ class StreamTrainer(Seq2SeqTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds how full the queue is and how long training waited for it since the last log."""
         if "loss" in logs:
-            logs["queue_depth"] = self._reader.status().depth if self.is_world_process_zero() else 0
+            logs["queue_depth"] = 0
+            if self.is_world_process_zero():
+                with suppress(StopRequested):  # the server is away: all ranks stop together before the next step
+                    logs["queue_depth"] = self._reader.status().depth
             logs["queue_wait_s"] = round(self._waited_since_log_s, 2)
             self._waited_since_log_s = 0.0
         super().log(logs, start_time)

@@ -1,4 +1,4 @@
--- Put before each script of this folder by sample_queue.py, which also defines PIECE_BYTES and ALIVE_MS.
+-- Put before each script of this folder by protocol.script_source, which also defines PIECE_BYTES and ALIVE_MS.
 --
 -- samples   list, queued samples; samples[0] is at position `head`
 -- inflight  list, samples taken since the last checkpoint; inflight[0] is at position `base`; ends right before `head`
@@ -36,7 +36,7 @@ local function trainer_age(now)
 end
 
 -- What a list element of `size` bytes takes of used_memory at most: jemalloc rounds up to a quarter of a power of two.
--- (sample_queue.allocated is the same in Python.)
+-- (memory.allocated is the same in Python.)
 local function allocated(size)
   local need = size + 64
   local mantissa, exponent = math.frexp(need)
@@ -49,7 +49,7 @@ end
 local function transit(largest) return PIECE_BYTES + 2 * allocated(largest) end
 
 -- What pushes leave free: two pushes on their way (one may be a retry), one reply, and the copies that a take makes.
--- (sample_queue.headroom is the same in Python.)
+-- (memory.headroom is the same in Python.)
 local function headroom(largest) return 3 * PIECE_BYTES + 8 * allocated(largest) end
 
 -- used_memory, and the limit that holds: the configured one or the server's own, whichever is lower.
@@ -81,12 +81,12 @@ local function drop_oldest(count)
   return count
 end
 
--- Whether there is a stream whose lists and positions agree. (Somebody may have deleted one of the keys.)
+-- Whether there is a stream whose lists and positions agree. (A key may have been deleted by hand.)
 local function is_whole()
   return get('head') and redis.call('LLEN', inflight) == number('head') - number('base')
 end
 
--- Empties the stream and lets it go on at `position`: whoever produces sees that the tail has moved, and follows.
+-- Empties the stream and lets it go on at `position`: the producer is told that the tail has moved, and goes there.
 local function restart_at(position)
   redis.call('UNLINK', samples, inflight)
   set('base', position, 'head', position, 'inflight_bytes', 0)

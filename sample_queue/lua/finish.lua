@@ -1,4 +1,4 @@
--- A trainer is done: whoever still produces may end.
+-- A trainer is done: the producer may end.
 -- ARGV: trainer's token
 -- Returns {'ok'} | {'lost'} | {'fenced', the other}
 local trainer = get('trainer')

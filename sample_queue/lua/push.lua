@@ -1,7 +1,7 @@
 -- A producer appends samples, if the tail is where it believes and memory allows.
 -- ARGV: producer's token, expected tail, limit in bytes, number of rejected lines, the lines, the payloads
 -- Returns {'ok'|'moved'|'full', tail, bytes that may still be pushed, trainer's age in ms} | {'lost'} | {'finished'} | {'fenced', the other}
--- A retry, or a late twin, finds the tail moved and stores nothing: the tail it is told is the right one to go on from.
+-- A repeated call finds the tail moved and stores nothing; it is told the tail from which to go on.
 local token, expected, lines = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[4])
 if not is_whole() or not get('producer') then return {'lost'} end
 if get('producer') ~= token then return {'fenced', get('producer')} end
@@ -10,7 +10,7 @@ allow_writes()
 local now = now_ms()
 set('producer_seen', now)
 
-for index = 5, 4 + lines do -- a line that is known is a retry, or a stretch that is produced again
+for index = 5, 4 + lines do -- a known line comes from a repeated call, or from a part that is produced again
   if not redis.call('LPOS', rejected, ARGV[index]) then
     redis.call('RPUSH', rejected, ARGV[index])
     set('rejected', number('rejected') + 1)
@@ -27,7 +27,7 @@ for index = first, #ARGV do
 end
 local tail = number('head') + redis.call('LLEN', samples)
 local used, limit = memory(tonumber(ARGV[3]))
-local room = limit - headroom(largest) - (used - sent) -- what we were sent is in `used` now, but not for long
+local room = limit - headroom(largest) - (used - sent) -- `used` holds what was sent, until this script ends
 if tail ~= expected then return {'moved', tail, room, trainer_age(now)} end
 if cost > room or used + cost + 2 * allocated(largest) > limit then return {'full', tail, room, trainer_age(now)} end
 for index = first, #ARGV do redis.call('RPUSH', samples, ARGV[index]) end -- one by one: each call copies its arguments

@@ -1,4 +1,4 @@
--- All there is to know, at one moment. Writes nothing.
+-- Everything that is known of the queue, at one moment. Writes nothing.
 -- Returns {depth, in flight, now in ms, producer's age in ms, used_memory, used_memory_peak, maxmemory, {meta's fields and values}}
 local now, info = now_ms(), redis.call('INFO', 'memory')
 local function figure(name) return tonumber(string.match(info, '\n' .. name .. ':(%d+)')) end

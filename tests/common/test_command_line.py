@@ -59,3 +59,22 @@ def test_signals_end_a_program_with_their_code(number, code):
 def test_a_manifest_address_with_an_at_sign_arrives_as_it_was_given(manifest):
     config = parse(Config, "", ["--data.train_manifest", manifest, "--redis.url=redis://:word@host"])
     assert (config.data.train_manifest, config.redis.url) == (manifest, "redis://:word@host")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--redis.urll=redis://:my secret@host"],
+        ["--redis.port", "redis://:secret@host:1"],
+        ["--data.train_manifestt", "https://me:secret@host/train.csv?sig=secret"],
+        ["redis://:secret@host"],
+    ],
+    ids=["unknown flag", "number expected", "unknown flag with a manifest", "no flag"],
+)
+def test_a_misplaced_url_is_refused_without_its_secrets(arguments, capsys):
+    with pytest.raises(SystemExit) as refusal:
+        parse(Config, "", arguments)
+    shown = "".join(capsys.readouterr())
+    assert refusal.value.code == 2
+    assert "://" in shown
+    assert "secret" not in shown

@@ -1,7 +1,8 @@
-"""Redis never takes more than the limit, and whoever needs samples gets them: real processes, servers of their own."""
+"""Redis never takes more than the limit, and whoever needs samples gets them."""
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import threading
 import time
@@ -14,18 +15,21 @@ from typing import Any
 import pytest
 import redis
 
-from config import RedisConfig
-from sample_queue.memory import PIECE_BYTES
-from sample_queue.protocol import SampleQueue, open_queue
+from config import GIB, RedisConfig
+from sample_queue.errors import CapacityError
+from sample_queue.memory import PIECE_BYTES, allocated, check_capacity, headroom
+from sample_queue.protocol import SampleQueue, open_queue, script_source
 from sample_queue.reader import SampleReader
 from sample_queue.writer import SampleWriter
 from tests.conftest import embedded_server
-from tests.queues import CARD, feed, payload, payloads, take_stripes
+from tests.queues import CARD, feed, make_writer, payload, payloads, take_stripes
 from tests.runs import wait_until
 
 SPAWN = multiprocessing.get_context("spawn")
 LIMITS = {32: 50_000, 64: 100_000, 200: 480_000}
 """Limits in MB, and the size of the payloads that fill them: the larger, the sooner."""
+USABLE = {32: 0.75, 64: 0.8, 200: 0.85}
+"""What share of each limit the queued payloads take at least when it is full."""
 
 
 @contextmanager
@@ -94,6 +98,7 @@ def test_the_limit_holds_without_a_trainer_and_with_one_that_never_saves(megabyt
         with running(feed, config, size):
             wait_until_full(queue)
             full = queue.status()
+            assert full.depth * size > USABLE[megabytes] * limit
             assert 0.75 * limit < full.used_memory_bytes <= full.used_memory_peak_bytes <= full.limit_bytes == limit
             trained = RawValue("q", 0)
             reader = make_reader(config, trained)
@@ -171,3 +176,38 @@ def test_a_payload_larger_than_all_before_is_not_sent_to_a_full_queue() -> None:
         pushing.join(20)
         assert not pushing.is_alive()
         assert open_queue(config).status().used_memory_peak_bytes <= limit
+
+
+def test_the_arithmetic_of_memory_is_the_same_in_lua_and_in_python(redis_config: RedisConfig) -> None:
+    source = script_source("status")[0]
+    common = source[: source.index("-- Everything that is known")]
+    sizes = [0, 1, 40, 960, 1023, 1024, 53_000, 65_472, 65_473, 480_000, 2**20 - 64, 2**20, 3_000_001]
+    with redis.Redis(port=redis_config.port) as client:
+        for size in sizes:
+            script = f"{common}\nreturn {{allocated({size}), headroom({size})}}"
+            assert client.eval(script, 4, *"abcd") == [allocated(size), headroom(size)]
+
+
+def test_a_large_element_never_takes_more_memory_than_counted(redis_config: RedisConfig) -> None:
+    with redis.Redis(port=redis_config.port) as client:
+        for size in (9_000, 53_000, 85_000, 132_000, 480_000, 1_500_000):
+            before = client.info("memory")["used_memory"]
+            for _ in range(8):
+                client.rpush(f"list-{size}", payload(0, size))
+            time.sleep(0.01)
+            grown = client.memory_usage(f"list-{size}", samples=0)
+            assert grown is not None
+            assert grown <= 8 * allocated(size) + 1024, size
+            assert client.info("memory")["used_memory"] > before
+
+
+def test_a_limit_that_is_too_low_is_refused_with_one_that_is_enough(redis_config: RedisConfig) -> None:
+    with pytest.raises(CapacityError) as failure:
+        check_capacity(int(0.03 * GIB), 500_000, 64)
+    enough = float(str(failure.value).split("--redis.max_memory_gb ")[1].split()[0])
+    check_capacity(int(enough * GIB), 500_000, 64)
+    with pytest.raises(CapacityError):
+        check_capacity(int(0.8 * enough * GIB), 500_000, 64)
+    tiny = dataclasses.replace(redis_config, max_memory_gb=0.004)
+    with pytest.raises(CapacityError, match="cannot hold a sample of 400000 bytes"):
+        make_writer(tiny).push(0, payloads(0, 1, 400_000))
