@@ -3,7 +3,7 @@
 # make chaos  60 random faults in one run, then the long versions of tests (about 15 minutes)
 # make fuzz   random damage to samples (FUZZ_EXAMPLES=10000 inputs to each test; a minute or two)
 # make lint   ruff and mypy
-# make bench  what the README's figures come from (about 6 minutes)
+# make bench  what the README's figures come from (about 7 minutes)
 # make bench-peers  beside the original recipe, the Hugging Face way and lhotse (about 5 minutes)
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -53,6 +53,7 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/profile_stages.py --json benchmarks/results/profile_stages.json
 	$(BIN)/python benchmarks/scaling.py --json benchmarks/results/scaling.json
 	$(BIN)/python benchmarks/producer.py --json benchmarks/results/producer.json
+	$(BIN)/python benchmarks/producer_memory.py --json benchmarks/results/producer_memory.json
 	$(BIN)/python benchmarks/sources.py
 
 bench-peers: $(VENV)/installed-bench

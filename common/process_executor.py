@@ -11,6 +11,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import pickle
 import queue
 import signal
 import threading
@@ -154,9 +155,17 @@ class ProcessExecutor(Executor):
 
 
 def _ask(pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[bool, Any]:
-    """Has a worker do a task. Returns whether it succeeded, and its result or its error."""
+    """Has a worker do a task. Returns whether it succeeded, and its result or its error.
+
+    The answer is read as a stream: `pipe.recv()` allocates the whole of it, megabytes, for each part that arrives, and
+    the holes that this leaves between the results in memory kept the process growing.
+    """
     pipe.send((function, arguments))
-    succeeded, answer = pipe.recv()
+    with open(pipe.fileno(), "rb", closefd=False) as stream:
+        try:
+            succeeded, answer = pickle.load(stream)
+        except pickle.UnpicklingError as error:  # the worker died while it wrote
+            raise EOFError(str(error)) from error
     return succeeded, answer
 
 
@@ -179,6 +188,7 @@ def _work(pipe: Connection) -> None:
         except UserError as error:
             answer = False, error
         try:
-            pipe.send(answer)
+            with open(pipe.fileno(), "wb", closefd=False) as stream:
+                pickle.dump(answer, stream)
         except OSError:  # the parent has gone
             return

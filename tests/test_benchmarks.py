@@ -65,3 +65,10 @@ def test_start_scan_and_waiting_are_measured(tmp_path):
     assert figures["workers that have imported torch"] == 0
     assert figures["parent, 400 rows"] > 0
     assert figures["second start, from the cache"] < figures["scan of 60 files"]
+
+
+@pytest.mark.long
+def test_the_memory_of_the_producers_parent_is_measured_on_the_way(tmp_path):
+    figures = run_benchmark("producer_memory", tmp_path, "--samples", 2000)
+    assert len(figures) == 7
+    assert figures["parent, up to 100 % of 2000 samples"] > 50
