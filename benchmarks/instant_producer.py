@@ -16,9 +16,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import prepro_add2radis
-import worker_pool
-from command_line import run
-from sample_worker import Chunk, SampleTask, SampleWorker, WorkerRecipe
+from common.command_line import run
+from producing import worker_pool
+from producing.sample_worker import Chunk, SampleTask, SampleWorker, WorkerRecipe
 
 READY = 256
 """Samples that each worker makes, so that their sizes vary as those of a stream do."""

@@ -31,7 +31,7 @@ import tyro
 from benchmarks.clips import CLIPS, make_clips, read_texts, write_manifest
 from benchmarks.harness import MIB, Figure, embedded, furnish, report, script, script_flags, write_json
 from config import RedisConfig
-from redis_manager import SampleReader, trainer_token
+from sample_queue.reader import SampleReader, trainer_token
 
 ROWS = 7_000
 SAMPLES_PER_EPOCH = 2 * ROWS
@@ -67,7 +67,6 @@ def consume(config: RedisConfig, samples: int) -> Iterator[int]:
         reader.commit(stop)
         yield stop
     reader.finish()
-    reader.close()
 
 
 def measure(folder: Path, settings: Settings) -> list[Figure]:
