@@ -47,9 +47,10 @@ _TRIAL_S = 1.0
 """Length of the noise on which each transform is tried at the start of a run, in seconds."""
 _DIGEST_NAME = "__dynamic_whisper_source_digest__"
 _MISTAKES = (
-    ImportError, AttributeError, TypeError, ValueError, LookupError, AssertionError, OSError, RuntimeError,
+    ImportError, AttributeError, NameError, TypeError, ValueError, LookupError, ArithmeticError, AssertionError, OSError,
+    RuntimeError,
 )  # fmt: skip
-"""What a class raises for wrong arguments, wrong files or a package that is missing."""
+"""What a class raises for wrong arguments, wrong files, a package that is missing, or a slip in its code."""
 
 _global_random = threading.Lock()
 """Held while a transform draws from the global random numbers: a Dask worker may have several threads."""
@@ -190,7 +191,7 @@ def _literal(text: str) -> object:
 def _import(spec: TransformSpec) -> ModuleType:
     try:
         module = importlib.import_module(spec.module)
-    except ImportError as error:
+    except (ImportError, SyntaxError, NameError) as error:
         advice = "install it" if spec.is_audiomentations else "put its folder on PYTHONPATH, where the workers run too"
         raise _unusable(spec, f"cannot import {spec.module} ({_short(error)}): {advice}") from error
     if not spec.is_audiomentations:

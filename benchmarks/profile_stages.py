@@ -282,14 +282,15 @@ def measure_flac_decoder(maker: SampleMaker, rounds: int, samples: int) -> list[
         maker.make_chunk(start, start + samples)
         return time.process_time() - started
 
-    ratios, decoder = [], waveform_module.open_mono_flac
+    ratios, name = [], "open_mono_flac"
+    decoder = getattr(waveform_module, name)
     for number in range(rounds):
         with_decoder_s = time_s(number * samples)
-        waveform_module.open_mono_flac = lambda source: None
+        setattr(waveform_module, name, lambda source: None)
         try:
             ratios.append(time_s(number * samples) / with_decoder_s)
         finally:
-            waveform_module.open_mono_flac = decoder
+            setattr(waveform_module, name, decoder)
     return ratios
 
 

@@ -22,7 +22,7 @@ class AwkwardError(Exception):
 
 def fail(how: str) -> object:
     if how == "simply":
-        return os.environ["no such variable"]
+        return os.environ["NO SUCH VARIABLE"]
     if how == "awkwardly":
         raise AwkwardError(1, 2)
     return lambda: None  # a result that can't be pickled
@@ -42,15 +42,15 @@ class Unreadable:
 def test_whatever_a_task_raises_goes_to_its_future_and_the_worker_lives_on() -> None:
     with ProcessExecutor(1) as executor:
         pid = executor.submit(os.getpid).result(30)
-        with pytest.raises(KeyError, match="no such variable") as caught:
+        with pytest.raises(KeyError, match="NO SUCH VARIABLE") as caught:
             executor.submit(fail, "simply").result(30)
         assert isinstance(caught.value.__cause__, RemoteTracebackError)
-        assert 'os.environ["no such variable"]' in str(caught.value.__cause__)
+        assert 'os.environ["NO SUCH VARIABLE"]' in str(caught.value.__cause__)
         with pytest.raises(TaskError, match="AwkwardError: 1 and 2"):
             executor.submit(fail, "awkwardly").result(30)
         with pytest.raises((AttributeError, TypeError), match=r"lambda|local object"):
             executor.submit(fail, "by its result").result(30)
-        with pytest.raises(KeyError, match="no such variable"):
+        with pytest.raises(KeyError, match="NO SUCH VARIABLE"):
             executor.submit(repr, Unreadable()).result(30)
         with pytest.raises((AttributeError, TypeError), match=r"lambda|local object"):
             executor.submit(lambda: None)
@@ -60,7 +60,7 @@ def test_whatever_a_task_raises_goes_to_its_future_and_the_worker_lives_on() -> 
 def test_what_an_initializer_raises_goes_to_the_tasks() -> None:
     with ProcessExecutor(1, fail, ("simply",)) as executor:
         for _ in range(2):
-            with pytest.raises(KeyError, match="no such variable"):
+            with pytest.raises(KeyError, match="NO SUCH VARIABLE"):
                 executor.submit(os.getpid).result(30)
 
 
