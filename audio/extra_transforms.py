@@ -47,8 +47,8 @@ _TRIAL_S = 1.0
 """Length of the noise on which each transform is tried at the start of a run, in seconds."""
 _DIGEST_NAME = "__dynamic_whisper_source_digest__"
 _MISTAKES = (
-    ImportError, AttributeError, NameError, TypeError, ValueError, LookupError, ArithmeticError, AssertionError, OSError,
-    RuntimeError,
+    ImportError, AttributeError, NameError, TypeError, ValueError, LookupError, ArithmeticError, AssertionError,
+    OSError, RuntimeError,
 )  # fmt: skip
 """What a class raises for wrong arguments, wrong files, a package that is missing, or a slip in its code."""
 
