@@ -104,9 +104,10 @@ class AudioAugmentations:
             TransformError: one of the user's transforms returned something unusable.
         """
         for step in choice.steps:
-            if self._rows[step.name].changes == "waveform":
+            row = self._rows[step.name]
+            if row.changes == "waveform":
                 waveform = self._effects[step.name](waveform, step.option, rng)
-                if len(waveform) > self.max_samples:
+                if row.samples_after is None and len(waveform) > self.max_samples:  # else `choose` has seen to it
                     raise TransformError(
                         f"{step} returned {len(waveform)} samples: expected at most {self.max_samples}, the model's "
                         "window; lower data.max_duration_s, or correct its arguments"

@@ -291,6 +291,6 @@ def test_an_unknown_language_is_refused(tiny_checkpoint):
 
 def test_importing_what_a_worker_needs_imports_neither_torch_nor_redis():
     heavy = "('torch', 'redis', 'datasets', 'transformers', 'librosa', 'fsspec', 'pyarrow')"
-    code = f"import worker_pool, sys; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import producing.worker_pool, sys; print([m for m in {heavy} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
