@@ -30,6 +30,8 @@ HUB_MANIFEST = re.compile(
     r":(?P<split>[\w.]+(\+[\w.]+)*)"
 )
 """A data set on the Hugging Face Hub, hf://org/name@revision/config:split, or a folder like one, hf:///folder:split."""
+TRANSFORM = re.compile(r"\s*([^\W\d]\w*\.)+[^\W\d]\w*(\s|$)")
+"""How an entry of `audio_augmentation.extra_transforms` begins: the import path of a class."""
 METRICS = ("cer", "wer", "cer_normalized", "wer_normalized", "loss")
 
 
@@ -290,7 +292,7 @@ class ModelConfig:
 
 @dataclass
 class AudioAugmentationConfig:
-    """The eight augmentations.
+    """The eight augmentations, and any others by name.
 
     Round robin (the default) gives each augmented copy one augmentation, rotating over all whose probability is above
     0, and over the options of each. With `multiple_aug` each augmentation fires by its own probability instead. A
@@ -345,6 +347,14 @@ class AudioAugmentationConfig:
     """Time masks per sample."""
     freq_masks: int = 2
     """Frequency masks per sample."""
+    extra_transforms: list[str] = field(default_factory=list)
+    """Further augmentations: transforms of audiomentations or classes of your own, each as one string of import path
+    and arguments: "audiomentations.ClippingDistortion min_percentile_threshold=0" "my_module.MyTransform strength=0.5".
+    An instance is called as instance(samples=float32 array, sample_rate=int) and returns the same, at most as long as
+    the model's window. A constructor's argument p is set to 1.0 unless given here. Random numbers must come from random
+    or numpy.random, which are seeded before each call."""
+    extra_transforms_prob: float = 0.25
+    """Probability of each of extra_transforms, 0 to 1."""
 
     def __post_init__(self) -> None:
         group = "audio_augmentation"
@@ -361,6 +371,9 @@ class AudioAugmentationConfig:
         colors = {"white", "pink", "brown", "blue", "violet"}
         wrong = set(self.noise_colors) - colors
         _require(not wrong, f"{group}.noise_colors", sorted(wrong), "colours among " + ", ".join(sorted(colors)))
+        for text in self.extra_transforms:
+            expected = "'module.Class name=value ...', such as 'audiomentations.Gain min_gain_db=-6'"
+            _require(bool(TRANSFORM.match(text)), f"{group}.extra_transforms", text, expected)
         if self.color_noise_prob and not self.noise_colors:
             raise ConfigurationError(
                 f"{group}.noise_colors is empty: name a colour, or set {group}.color_noise_prob to 0"

@@ -1,7 +1,7 @@
 """The one way from a recording to a sample: decode, augment, log-mel, labels.
 
 The workers of the producer, the evaluation and the tools all use it: what a person hears or sees of a sample is what
-is trained. Nothing here imports torch, or knows an augmentation: whoever wants one hands it in.
+is trained. Nothing here imports torch or an augmentation: the caller hands in what augments.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from audio.audio_file import RecordingError
 from audio.waveform import load_waveform
 from config import DataConfig
 from features.feature_spec import FeatureSpec
@@ -78,11 +79,13 @@ def make_sample(
         augmenter: what is done to this copy; None: nothing.
 
     Raises:
-        RecordingError: the recording can't be decoded, or is too short, too long or damaged.
+        RecordingError: the recording can't be decoded, or is empty, too short, too long or damaged.
         SourceError: its store can't be reached.
     """
     spec = settings.spec
     waveform = load_waveform(recording.audio, spec, settings.data)
+    if not len(waveform):  # a file may be no more than its header, where data.min_duration_s is 0
+        raise RecordingError("holds no audio")
     if augmenter:
         waveform = augmenter.augment_waveform(waveform)
     features, pad_value = log_mel(waveform, spec)

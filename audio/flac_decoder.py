@@ -1,20 +1,27 @@
 """The fast way to decode the commonest kind of recording: FLAC with one channel of 16 bits.
 
-FLAC is lossless: every decoder gives the same numbers, and this one takes two thirds of libsndfile's time. All other
-files, and those that are not in order, are libsndfile's, which also finds the words for what is wrong with them.
+FLAC is lossless: every decoder gives the same numbers, and this one takes two thirds of libsndfile's time. Other or
+damaged files go to libsndfile, which reports the error. So do all files where miniaudio is not installed, or lacks the
+functions used here, which it does not document.
 """
 
 from __future__ import annotations
 
 import io
+import logging
 import os
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+logger = logging.getLogger(__name__)
+
 _HEADER_BYTES = 42
 _BITS = 16
+_FUNCTIONS = ("ma_dr_flac_open_memory", "ma_dr_flac_read_pcm_frames_s16", "ma_dr_flac_close")
 _LARGEST_TAGS_BYTES = 2**24
 """What a file may hold besides its audio, a picture for example; more is left to libsndfile, which skips it."""
 
@@ -33,12 +40,13 @@ class MonoFlac:
         """All samples that are intact, int16 [samples], at most `frames`: fewer in a truncated or damaged file.
 
         Returns:
-            None where nothing can be decoded, or the file is far larger than its header says.
+            None where nothing can be decoded, the file is far larger than its header says, or miniaudio can't be used.
         """
-        from miniaudio import ffi, lib  # a third of a second: only for those who have such files
-
+        ffi, lib = _load_miniaudio()
+        if not lib:
+            return None
         data = self._read(4 * self.frames + _LARGEST_TAGS_BYTES)
-        # Not miniaudio's own function, which decodes what there is: hours, where the header says seconds.
+        # Not miniaudio.decode, which decodes all there is: perhaps hours, where the header says seconds.
         flac = lib.ma_dr_flac_open_memory(data, len(data), ffi.NULL) if data else ffi.NULL
         if flac == ffi.NULL:
             return None
@@ -60,6 +68,20 @@ class MonoFlac:
             except OSError:
                 return b""
         return data if len(data) <= largest else b""
+
+
+@cache
+def _load_miniaudio() -> tuple[Any, Any]:
+    """miniaudio's `ffi` and `lib`; None for both where they can't be used. Takes a third of a second, once."""
+    try:
+        from miniaudio import ffi, lib
+
+        for name in _FUNCTIONS:
+            getattr(lib, name)
+    except (ImportError, AttributeError, OSError) as error:  # OSError: its shared library does not load
+        logger.warning("FLAC is decoded by libsndfile, which is slower: miniaudio can't be used (%s)", error)
+        return None, None
+    return ffi, lib
 
 
 def open_mono_flac(source: str | os.PathLike[str] | io.BytesIO) -> MonoFlac | None:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import os
-import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -23,6 +21,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from common.errors import UserError
+from common.files import cannot_write, written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +127,7 @@ def simulate_room(distance_m: float, room: int, sample_rate: int) -> NDArray[np.
     size_m, absorption, order = _draw_room(distance_m, np.random.default_rng((BANK_VERSION, room)))
     rng = np.random.default_rng((BANK_VERSION, room, round(distance_m * 1000)))
 
-    def respond(reflections: int) -> NDArray[np.float64]:
+    def impulse_response(reflections: int) -> NDArray[np.float64]:
         walls = pyroomacoustics.Material(absorption)
         shoebox = pyroomacoustics.ShoeBox(size_m, fs=sample_rate, materials=walls, max_order=reflections)
         shoebox.add_source(speaker)
@@ -139,9 +138,9 @@ def simulate_room(distance_m: float, room: int, sample_rate: int) -> NDArray[np.
 
     for _ in range(MOST_PLACES):
         speaker, microphone = _draw_places(distance_m, size_m, rng)
-        if abs(int(np.abs(respond(EARLY_REFLECTIONS)).argmax()) - DIRECT_TAP) <= 1:
+        if abs(int(np.abs(impulse_response(EARLY_REFLECTIONS)).argmax()) - DIRECT_TAP) <= 1:
             break
-    return _trim(respond(order))
+    return _trim(impulse_response(order))
 
 
 def _draw_room(distance_m: float, rng: np.random.Generator) -> tuple[NDArray[np.float64], float, int]:
@@ -202,12 +201,7 @@ def _write(path: Path, bank: Mapping[float, Sequence[NDArray[np.float32]]]) -> N
         _array_name(distance, room): r for distance, responses in bank.items() for room, r in enumerate(responses)
     }
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            part = Path(folder) / path.name
-            np.savez(part, allow_pickle=False, **arrays)
-            os.replace(part, path)  # whole or not at all, whoever else makes the same bank now
+        with written_whole(path) as file:
+            np.savez(file, allow_pickle=False, **arrays)
     except OSError as error:
-        raise RoomBankError(
-            f"cannot write the room bank {path}: {error.strerror or error}; choose another --data.cache_dir"
-        ) from error
+        raise cannot_write(RoomBankError, path, error, "make room, or choose another --data.cache_dir") from error

@@ -83,7 +83,7 @@ def _splices(
         return starts, offsets, likenesses
     fade, tolerance, shortest = (round(seconds * sample_rate) for seconds in (FADE_S, TOLERANCE_S, SHORTEST_JUMP_S))
     drift, direction = abs(factor - 1), 1 if factor > 1 else -1
-    sides = _Sides(waveform, direction, fade, 4 * tolerance, sample_rate)
+    finder = _JumpFinder(waveform, direction, fade, 4 * tolerance, sample_rate)
     start, offset = -fade, 0
     while True:
         ahead = direction * offset
@@ -94,7 +94,7 @@ def _splices(
         nearest = max(shortest, farthest - 2 * tolerance)
         if direction < 0:
             farthest = min(farthest, start + offset)
-        jump, likeness = sides.best_jump(start + offset, nearest, farthest)
+        jump, likeness = finder.best_jump(start + offset, nearest, farthest)
         offset += jump
         starts.append(start)
         offsets.append(offset)
@@ -108,8 +108,8 @@ def _splices(
     return starts, offsets, likenesses
 
 
-class _Sides:
-    """Compares what lies on both sides of a jump.
+class _JumpFinder:
+    """Finds the jump whose two sides are most alike.
 
     In whole numbers at a low rate: sums of their products are exact in float64, so every machine finds the same jump.
     """

@@ -35,7 +35,7 @@ import tyro
 from benchmarks.clips import make_clips
 from benchmarks.harness import clips_recipe
 from producing.plan import Plan
-from producing.recipe import Recipe
+from producing.recipe import StreamRecipe
 from producing.worker_pool import WorkerPool
 
 PORT = 26786
@@ -90,14 +90,16 @@ def measure_dask(folder: Path, settings: Settings) -> dict[str, float]:
     }
 
 
-def with_data(recipe: Recipe, **changes: object) -> Recipe:
+def with_data(recipe: StreamRecipe, **changes: object) -> StreamRecipe:
     """The recipe with other settings of `DataConfig`."""
     data = dataclasses.replace(recipe.config.data, **changes)  # type: ignore[arg-type]
     plan = dataclasses.replace(recipe.plan, epochs=data.epochs)
     return dataclasses.replace(recipe, config=dataclasses.replace(recipe.config, data=data), plan=plan)
 
 
-def run(recipe: Recipe, settings: Settings, scheduler: psutil.Process | None = None) -> tuple[float, float, float]:
+def run(
+    recipe: StreamRecipe, settings: Settings, scheduler: psutil.Process | None = None
+) -> tuple[float, float, float]:
     """Makes chunks. Returns samples/s, and the CPU time of this process and of the scheduler in ms per task."""
     position, size = 0, recipe.config.data.chunk_size
     with WorkerPool(recipe, settings.workers) as pool:

@@ -28,7 +28,7 @@ from benchmarks.clips import make_clips, read_texts, write_noise
 from benchmarks.harness import Figure, clips_recipe, embedded, furnish, pinned, race, report, write_json
 from benchmarks.peers.floor import Floor
 from benchmarks.peers.ours import Producer, Worker
-from prepro_add2radis import make_card
+from producing.plan_card import make_card
 from producing.worker_pool import SampleMaker
 from sample_queue.connection import make_client
 from sample_queue.writer import SampleWriter

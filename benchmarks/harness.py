@@ -26,7 +26,7 @@ from config import AudioAugmentationConfig, Config, DataConfig, ModelConfig, Red
 from corpus.scan import load_recordings
 from features.feature_spec import load_feature_spec
 from features.labels import load_transcript_encoder
-from producing.recipe import Recipe, make_recipe
+from producing.recipe import StreamRecipe, make_recipe
 from sample_queue.embedded_server import start_embedded, stop_embedded
 from sample_queue.protocol import QueueStatus, open_queue
 
@@ -156,7 +156,7 @@ def furnish(folder: Path) -> Path:
     return Path(shutil.copytree(kept / "checkpoint", folder / "checkpoint"))
 
 
-def clips_recipe(folder: Path, clips: Path, **data: object) -> Recipe:
+def clips_recipe(folder: Path, clips: Path, **data: object) -> StreamRecipe:
     """A recipe over clips with Whisper's own window and all eight augmentations, noise files included."""
     config = Config(
         data=DataConfig(train_manifest=str(clips), cache_dir=str(folder / "cache"), **data),  # type: ignore[arg-type]

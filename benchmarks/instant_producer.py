@@ -37,7 +37,7 @@ class InstantWorker:
             self._ready.payloads += made.payloads
             return made
         payloads = random.choices(self._ready.payloads, k=len(tasks))
-        return Chunk(tasks[0].draw.position, payloads, augmentations=Counter(original=len(tasks)), seconds=1.0)
+        return Chunk(tasks[0].draw.position, payloads, augmentations=Counter(original=len(tasks)), audio_s=1.0)
 
 
 _worker: InstantWorker | None = None

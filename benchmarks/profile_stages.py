@@ -34,11 +34,13 @@ import soundfile
 import soxr
 import tyro
 
-import audioaugmentations
 import data_processor
+from audio import augmentation_registry
+from audio import waveform as waveform_module
+from audio.augmentation_registry import AUGMENTATIONS
 from audio.noise_sources import NoiseRecordings
 from audio.waveform import load_waveform
-from audioaugmentations import AUGMENTATIONS, AudioAugmentations, Choice, Floats, Step
+from audioaugmentations import AudioAugmentations, Choice, Floats, Step
 from benchmarks.clips import make_clips
 from benchmarks.harness import Figure, clips_recipe, embedded, furnish, pinned, write_json
 from corpus.recordings import Recordings
@@ -46,10 +48,10 @@ from features.feature_spec import FeatureSpec
 from features.labels import TranscriptEncoder
 from features.log_mel import log_mel
 from features.sample import Sample, SampleLimits, decode_sample, encode_sample
-from prepro_add2radis import make_card
 from producing import sample_worker
 from producing.plan import Plan
-from producing.recipe import Recipe
+from producing.plan_card import make_card
+from producing.recipe import StreamRecipe
 from producing.worker_pool import SampleMaker
 from sample_queue.connection import make_client
 from sample_queue.writer import SampleWriter
@@ -84,7 +86,7 @@ class Stage:
 class Stages:
     """The stages over one set of clips."""
 
-    def __init__(self, folder: Path, recipe: Recipe, clips: int) -> None:
+    def __init__(self, folder: Path, recipe: StreamRecipe, clips: int) -> None:
         self.folder, self.recipe, self.spec, self.data = folder, recipe, recipe.spec, recipe.config.data
         self.files = sorted((folder / "clips").glob("*.flac"))[:clips]
         self.waveforms = [load_waveform(file, self.spec, self.data) for file in self.files]
@@ -217,7 +219,7 @@ def _copy_bytes(sample: Sample) -> bytes:
     return sample.input_features.tobytes()
 
 
-def measure_push(folder: Path, recipe: Recipe, rounds: int) -> tuple[list[float], list[float]]:
+def measure_push(folder: Path, recipe: StreamRecipe, rounds: int) -> tuple[list[float], list[float]]:
     """ms per sample of `SampleWriter.push`, and of bare RPUSHes, by CPU time of this process."""
     payloads = SampleMaker(recipe).make_chunk(0, CHUNK).payloads
     pushes, bare = [], []
@@ -251,6 +253,7 @@ def measure(settings: Settings) -> list[Figure]:
                     found.append(_ms_per_call(function, stage.inputs))
         times["push"] = measure_push(folder, recipe, 4 * settings.rounds)
         in_worker, worker_s = watch_worker(stages.maker, settings.rounds * len(stages.files))
+        flac_gains = measure_flac_decoder(stages.maker, settings.rounds, len(stages.files))
     medians = {name: (statistics.median(a[1:]), statistics.median(b[1:])) for name, (a, b) in times.items()}
     print(f"{'stage':<24}{'share':>8}{'ms':>9}{'floor ms':>10}{'ratio':>7}  floor")
     figures = []
@@ -265,7 +268,30 @@ def measure(settings: Settings) -> list[Figure]:
             Figure(f"{stage.name} / {stage.floor_name}", ms / floor_ms, "x"),
         ]
     print(f"{'all else':<24}{100 * (1 - in_worker.total() / worker_s):7.1f}%")
-    return figures
+    gain = statistics.median(flac_gains)
+    print(f"\nwithout the FLAC decoder a worker takes {gain:.2f} times as long "
+          f"({min(flac_gains):.2f} to {max(flac_gains):.2f} over the rounds)")  # fmt: skip
+    return [*figures, Figure("worker without the FLAC decoder / worker", gain, "x")]
+
+
+def measure_flac_decoder(maker: SampleMaker, rounds: int, samples: int) -> list[float]:
+    """How many times as long a worker takes when libsndfile decodes its FLAC files, by rounds taken in turn."""
+
+    def time_s(start: int) -> float:
+        started = time.process_time()
+        maker.make_chunk(start, start + samples)
+        return time.process_time() - started
+
+    ratios, name = [], "open_mono_flac"
+    decoder = getattr(waveform_module, name)
+    for number in range(rounds):
+        with_decoder_s = time_s(number * samples)
+        setattr(waveform_module, name, lambda source: None)
+        try:
+            ratios.append(time_s(number * samples) / with_decoder_s)
+        finally:
+            setattr(waveform_module, name, decoder)
+    return ratios
 
 
 WATCHED: dict[str, list[tuple[Any, str]]] = {
@@ -276,14 +302,14 @@ WATCHED: dict[str, list[tuple[Any, str]]] = {
         (TranscriptEncoder, "encode"),
     ],
     "decode": [(data_processor, "load_waveform")],
-    "speed": [(audioaugmentations, "change_speed")],
-    "pitch_shift": [(audioaugmentations, "shift_pitch")],
-    "far_field": [(audioaugmentations, "add_far_field")],
-    "background_noise": [(NoiseRecordings, "crop"), (audioaugmentations, "mix_background")],
-    "color_noise": [(audioaugmentations, "add_color_noise")],
-    "down_upsampling": [(audioaugmentations, "down_upsample")],
-    "speech_enhancement": [(audioaugmentations, "enhance_speech")],
-    "masking": [(audioaugmentations, "mask_log_mel")],
+    "speed": [(augmentation_registry, "change_speed")],
+    "pitch_shift": [(augmentation_registry, "shift_pitch")],
+    "far_field": [(augmentation_registry, "add_far_field")],
+    "background_noise": [(NoiseRecordings, "crop"), (augmentation_registry, "mix_background")],
+    "color_noise": [(augmentation_registry, "add_color_noise")],
+    "down_upsampling": [(augmentation_registry, "down_upsample")],
+    "speech_enhancement": [(augmentation_registry, "enhance_speech")],
+    "masking": [(augmentation_registry, "mask_log_mel")],
     "log-mel": [(data_processor, "log_mel")],
     "encode": [(sample_worker, "encode_sample")],
 }

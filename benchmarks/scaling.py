@@ -27,9 +27,9 @@ import tyro
 from benchmarks.clips import make_clips
 from benchmarks.harness import Figure, clips_recipe, embedded, furnish, pinned, race, report, write_json
 from common.process_executor import ProcessExecutor
-from prepro_add2radis import make_card
+from producing.plan_card import make_card
 from producing.producer_report import Tally
-from producing.recipe import Recipe
+from producing.recipe import StreamRecipe
 from producing.sample_worker import Chunk
 from producing.worker_pool import SampleMaker, WorkerPool
 from sample_queue.writer import SampleWriter
@@ -56,7 +56,7 @@ class Settings:
 class Pool:
     """The real worker pool, each of its workers on a core of its own."""
 
-    def __init__(self, recipe: Recipe, workers: int) -> None:
+    def __init__(self, recipe: StreamRecipe, workers: int) -> None:
         self._pool, self._next = WorkerPool(recipe, workers), 0
         self._workers = workers
 

@@ -1,7 +1,7 @@
 """An executor of worker processes that survives the death of any of them at any moment.
 
 `concurrent.futures.ProcessPoolExecutor` gives all workers one pipe for their answers. A worker that is killed while it
-writes leaves half an answer there, for whose other half everybody waits for ever. Here each worker has a pipe of its
+writes leaves half an answer there, and everybody waits for the other half for ever. Here each worker has a pipe of its
 own, which breaks when the worker dies; a new worker then does the task again.
 """
 
@@ -15,18 +15,22 @@ import pickle
 import queue
 import signal
 import threading
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, ParamSpec, TypeVar
 
-from common.errors import UserError
+from common.errors import UserError, one_line
 
 logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Answer = tuple[bool, Any, str]
+"""Whether the task succeeded; its result, or the exception; the exception's traceback in the worker."""
 
 MAX_DEATHS = 3
 """Workers that may die over one task before it is given up."""
@@ -40,10 +44,18 @@ class WorkerError(UserError):
     """The workers can't go on."""
 
 
+class TaskError(Exception):
+    """What a task raised, where the exception itself can't be sent to another process: its type and message."""
+
+
+class RemoteTracebackError(Exception):
+    """Carries the traceback of an exception in the worker, as text: the `__cause__` of what a future raises."""
+
+
 class ProcessExecutor(Executor):
     """Runs tasks in worker processes. A task must be repeatable: it is done again when its worker dies.
 
-    Of what a task raises, a `UserError` is passed on; anything else ends the worker, with its traceback on stderr.
+    Whatever a task, or the initializer, raises goes to the task's future; the worker lives on.
     """
 
     def __init__(self, workers: int, initializer: Callable[..., object] | None = None, initargs: tuple[Any, ...] = ()):
@@ -54,8 +66,7 @@ class ProcessExecutor(Executor):
             initargs: its arguments.
         """
         self._initializer, self._initargs = initializer, initargs
-        self._tasks: queue.SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]] | None]
-        self._tasks = queue.SimpleQueue()
+        self._tasks: queue.SimpleQueue[tuple[Future[Any], memoryview] | None] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._processes: dict[int, SpawnProcess] = {}
         self._busy: set[int] = set()
@@ -66,13 +77,17 @@ class ProcessExecutor(Executor):
             thread.start()
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Queues a task, to be pickled. The future gets a `WorkerError` when workers keep dying over it."""
+        """Queues a task. The future gets what it raises, or a `WorkerError` when workers keep dying over it.
+
+        Raises:
+            Exception: as `pickle` does, for a function or arguments that can't be sent to another process.
+        """
         if self._closing.is_set():
             raise RuntimeError("the executor is shut down")
         if kwargs:
             raise TypeError("tasks take positional arguments only")
         future: Future[T] = Future()
-        self._tasks.put((future, fn, args))
+        self._tasks.put((future, ForkingPickler.dumps((fn, args))))
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -88,56 +103,59 @@ class ProcessExecutor(Executor):
                 thread.join()
 
     def _serve(self, number: int) -> None:
-        """The life of one worker's place: starts a worker when there is a task, and a new one when it dies."""
+        """Runs tasks in one worker process, which is started for the first task, and again when it dies."""
         # Workers inherit this from the thread that starts them: Ctrl-C reaches the whole group, and must not end them
         # with a traceback each; the parent ends them.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        worker: tuple[SpawnProcess, Connection] | None = None
-        while (task := self._tasks.get()) is not None:
+        worker: _Worker | None = None
+        while (item := self._tasks.get()) is not None:
             self._busy.add(number)
             if self._closing.is_set():
                 break
-            future, function, arguments = task
+            future, task = item
             if future.set_running_or_notify_cancel():
-                for _ in range(MAX_DEATHS):
-                    try:
-                        worker = worker or self._start(number)
-                        succeeded, answer = _ask(worker[1], function, arguments)
-                    except (EOFError, OSError) as error:
-                        if self._closing.is_set():
-                            if worker:
-                                worker[0].join()
-                            return
-                        worker = self._bury(worker, error)
-                    else:
-                        future.set_result(answer) if succeeded else future.set_exception(answer)
-                        break
-                else:
-                    future.set_exception(
-                        WorkerError(
-                            f"{MAX_DEATHS} workers in a row died over the same task: out of memory? Try fewer "
-                            "--data.num_workers; what they printed stands above"
-                        )
-                    )
+                worker = self._run(number, worker, future, task)
+                if self._closing.is_set():
+                    break
             self._busy.discard(number)
         if worker:
-            process, pipe = worker
-            pipe.close()  # the worker's sign to go
-            process.join(EXIT_S)
-            process.kill()
-            process.join()
+            worker.end()
 
-    @staticmethod
-    def _bury(worker: tuple[SpawnProcess, Connection] | None, error: Exception) -> None:
-        if worker is None:
-            logger.warning("cannot start a worker (%s): trying again", error)
-            return
-        process, pipe = worker
-        pipe.close()
-        process.join()
-        logger.warning("worker %d died (exit code %s): starting another", process.pid, process.exitcode)
+    def _run(self, number: int, worker: _Worker | None, future: Future[Any], task: memoryview) -> _Worker | None:
+        """Has a task done and settles its future. Returns the worker for the next task; None: none lives."""
+        for _ in range(MAX_DEATHS):
+            try:
+                worker = worker or self._start(number)
+                succeeded, answer, trace = worker.ask(task)
+            except (EOFError, OSError) as error:
+                if self._closing.is_set():  # it was killed by `shutdown`
+                    return worker
+                if worker:
+                    worker.close_dead()
+                else:
+                    logger.warning("cannot start a worker (%s): trying again", error)
+                worker = None
+            except Exception as error:  # noqa: BLE001  # whatever the class of a result likes, unpickled here
+                if worker:
+                    worker.end()
+                future.set_exception(error)
+                return None
+            else:
+                if succeeded:
+                    future.set_result(answer)
+                else:
+                    answer.__cause__ = RemoteTracebackError(f"\n{trace}")
+                    future.set_exception(answer)
+                return worker
+        future.set_exception(
+            WorkerError(
+                f"{MAX_DEATHS} workers in a row died over the same task: out of memory? Try fewer --data.num_workers; "
+                "what they printed stands above"
+            )
+        )
+        return None
 
-    def _start(self, number: int) -> tuple[SpawnProcess, Connection]:
+    def _start(self, number: int) -> _Worker:
         # spawn: a fork would copy the parent's locks and hang in whatever library holds one
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
@@ -145,50 +163,91 @@ class ProcessExecutor(Executor):
         process.start()
         theirs.close()  # the worker has the only other end, so that its death breaks the pipe
         self._processes[number] = process
-        if self._closing.is_set():  # shut down since: nobody else would end this one
+        if self._closing.is_set():  # `shutdown` came before this process was known to it
             process.kill()
         # Not among the process's arguments: multiprocessing writes those to a pipe whose other end it holds open, and
         # would write for ever what a worker that is dead already can't read.
         with contextlib.suppress(OSError):  # it is dead, as its first task will find
             ours.send((self._initializer, self._initargs))
-        return process, ours
+        return _Worker(process, ours)
 
 
-def _ask(pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[bool, Any]:
-    """Has a worker do a task. Returns whether it succeeded, and its result or its error.
+class _Worker:
+    """A worker process, as its parent sees it."""
 
-    The answer is read as a stream: `pipe.recv()` allocates the whole of it, megabytes, for each part that arrives, and
-    the holes that this leaves between the results in memory kept the process growing.
-    """
-    pipe.send((function, arguments))
-    with open(pipe.fileno(), "rb", closefd=False) as stream:
-        try:
-            succeeded, answer = pickle.load(stream)
-        except pickle.UnpicklingError as error:  # the worker died while it wrote
-            raise EOFError(str(error)) from error
-    return succeeded, answer
+    def __init__(self, process: SpawnProcess, pipe: Connection) -> None:
+        self._process, self._pipe = process, pipe
+
+    def ask(self, task: memoryview) -> Answer:
+        """Has it do a pickled task.
+
+        The answer is read as a stream: `Connection.recv` allocates the whole of it, megabytes, for each part that
+        arrives, and the holes that this leaves between the results in memory kept the process growing.
+
+        Raises:
+            EOFError: it has died.
+            OSError: it has died.
+            Exception: what a result raises that can't be unpickled here. Its rest is still in the pipe: end the worker.
+        """
+        self._pipe.send_bytes(task)
+        with open(self._pipe.fileno(), "rb", closefd=False) as stream:
+            try:
+                answer: Answer = pickle.load(stream)
+            except pickle.UnpicklingError as error:  # it died while it wrote
+                raise EOFError(str(error)) from error
+        return answer
+
+    def close_dead(self) -> None:
+        """Closes the pipe of a worker that has died, and says so."""
+        self._pipe.close()
+        self._process.join()
+        logger.warning("worker %d died (exit code %s): starting another", self._process.pid, self._process.exitcode)
+
+    def end(self) -> None:
+        """Ends it: at once if it is idle."""
+        self._pipe.close()  # it then ends by itself
+        self._process.join(EXIT_S)
+        self._process.kill()
+        self._process.join()
 
 
 def _work(pipe: Connection) -> None:
     """A worker's main loop: first its initializer, then tasks. It ends when the parent closes the pipe or dies."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
-        initializer, initargs = pipe.recv()
-    except (EOFError, OSError):
-        return
-    if initializer:
-        initializer(*initargs)
-    while True:
-        try:
-            function, arguments = pipe.recv()
-        except (EOFError, OSError):
-            return
-        try:
-            answer = True, function(*arguments)
-        except UserError as error:
-            answer = False, error
-        try:
+        failure = _do(pipe.recv_bytes())[1]
+        while True:
+            task = pipe.recv_bytes()
             with open(pipe.fileno(), "wb", closefd=False) as stream:
-                pickle.dump(answer, stream)
-        except OSError:  # the parent has gone
-            return
+                stream.write(failure or _pickled_answer(task))
+    except (EOFError, OSError):  # the parent has closed the pipe, or is gone
+        return
+
+
+def _pickled_answer(task: bytes) -> memoryview:
+    result, failure = _do(task)
+    if failure:
+        return failure
+    try:
+        return ForkingPickler.dumps((True, result, ""))
+    except Exception as error:  # noqa: BLE001  # what can't be pickled raises whatever its class likes
+        return _pickled_failure(error)
+
+
+def _do(task: bytes) -> tuple[Any, memoryview | None]:
+    """Does a pickled task. Returns its result, and None; or None, and the pickled `Answer` when it failed."""
+    try:
+        function, arguments = pickle.loads(task)
+        return (function(*arguments) if function else None), None
+    except Exception as error:  # noqa: BLE001  # all that a task raises is for the caller who waits for its result
+        return None, _pickled_failure(error)
+
+
+def _pickled_failure(error: Exception) -> memoryview:
+    trace = "".join(traceback.format_exception(error))
+    try:
+        answer = ForkingPickler.dumps((False, error, trace))
+        pickle.loads(answer)  # some exceptions can be pickled but not unpickled
+    except Exception:  # noqa: BLE001  # as for results
+        answer = ForkingPickler.dumps((False, TaskError(f"{type(error).__name__}: {one_line(error)}"), trace))
+    return answer

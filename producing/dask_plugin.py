@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +26,10 @@ from distributed import Worker, WorkerPlugin, get_worker
 if TYPE_CHECKING:  # a worker loads this module before it has the project's others
     from producing.sample_worker import Chunk, SampleTask, WorkerRecipe
 
-PACKAGES = ("numpy", "scipy", "soundfile", "soxr", "python-stretch", "tokenizers", "safetensors")
+PACKAGES = ("numpy", "scipy", "soundfile", "soxr", "miniaudio", "tokenizers", "safetensors")
 """Packages that decide the bytes of a sample."""
+AUDIOMENTATIONS_PACKAGES = ("audiomentations", "librosa", "numpy-minmax", "numpy-rms", "python-stretch")
+"""The same where `audio_augmentation.extra_transforms` names audiomentations: itself, and what it computes with."""
 ROOMS = ("common", "storage", "audio", "features", "corpus", "producing")
 """Packages of the project that a worker needs."""
 MODULES = ("config", "audioaugmentations", "data_processor")
@@ -47,10 +49,20 @@ def project_code() -> bytes:
     return archive.getvalue()
 
 
-def versions() -> dict[str, str]:
-    """Versions of what decides the bytes of a sample, by name; "none" for a package that is missing."""
+def deciding_packages(extra_transforms: Sequence[str]) -> tuple[str, ...]:
+    """Packages that decide the bytes of the samples.
+
+    Args:
+        extra_transforms: `audio_augmentation.extra_transforms`.
+    """
+    uses_audiomentations = any(text.split()[0].startswith("audiomentations.") for text in extra_transforms)
+    return PACKAGES + (AUDIOMENTATIONS_PACKAGES if uses_audiomentations else ())
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Versions of Python and of packages, by name; "none" for a package that is missing."""
     found = {"python": ".".join(platform.python_version_tuple()[:2])}
-    for name in PACKAGES:
+    for name in packages:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -62,7 +74,8 @@ class SamplePlugin(WorkerPlugin):
     """Makes samples in a Dask worker. Each thread has a `SampleWorker` of its own."""
 
     def __init__(self, recipe: WorkerRecipe) -> None:
-        self._code, self._versions, self._recipe = project_code(), versions(), pickle.dumps(recipe)
+        packages = deciding_packages(recipe.config.audio_augmentation.extra_transforms)
+        self._code, self._versions, self._recipe = project_code(), versions(packages), pickle.dumps(recipe)
 
     def setup(self, worker: Worker) -> None:
         """Dask calls it when the plugin, or the worker, is new."""
@@ -96,7 +109,7 @@ class SamplePlugin(WorkerPlugin):
 
     def _compare_versions(self) -> str:
         """What differs from the producer's packages; "" if nothing does."""
-        here = versions()
+        here = versions(name for name in self._versions if name != "python")
         differing = [
             f"{name} {here[name]} (the producer: {v})" for name, v in self._versions.items() if here[name] != v
         ]

@@ -19,6 +19,8 @@ from features.labels import TranscriptEncoder
 
 STREAM_VERSION = 1
 """Part of every fingerprint: raise it when the same configuration makes other samples."""
+SEVERAL_COPIES_VERSION = 2
+"""The same for plans with several augmented copies, whose turns were other ones in version 1."""
 ORIGINAL_VARIANT = 0
 """The variant that is the recording as it is."""
 SHUFFLING, REPLACING = 0, 1
@@ -36,7 +38,7 @@ class Draw:
     variant: int
     """0 is the original, the others are augmented copies."""
     turn: int
-    """Where the round robin over augmentations and their options stands."""
+    """Turn of the round robin: it decides the augmentation of a copy, and which option of it."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,8 @@ class Plan:
         place = int(_order(self.seed, epoch, self.samples_per_epoch, self.blocks)[index])
         row, variant = divmod(place, self.samples_per_epoch // self.rows)
         variant += 0 if self.include_original else 1
-        return Draw(position, epoch, row, variant, turn=row + epoch + variant)
+        # The copies of a recording take consecutive turns, over all epochs: none comes twice.
+        return Draw(position, epoch, row, variant, turn=row + epoch * self.augmented_copies + variant)
 
     def generator(self, position: int) -> np.random.Generator:
         """Source of all randomness of the sample at `position`."""
@@ -154,15 +157,17 @@ def fingerprint(
         recordings: the usable recordings.
         spec: the model's feature settings.
         encoder: the model's labels.
-        augmentations: identity of what the augmentations read from files.
+        augmentations: identity of what the augmentations depend on besides the settings: files, versions, code.
     """
     augmentation = asdict(config.audio_augmentation)
     del augmentation["bg_noise_file_list"]  # paths; `augmentations` tells what is in them
+    if not augmentation["extra_transforms"]:  # so that plans from before there were any keep their fingerprint
+        del augmentation["extra_transforms"], augmentation["extra_transforms_prob"]
     plan = asdict(make_plan(config, recordings))
     if not plan["blocks"]:
         del plan["blocks"]
     parts = [
-        STREAM_VERSION,
+        STREAM_VERSION if config.data.augmented_copies < 2 else SEVERAL_COPIES_VERSION,
         plan,
         recordings.digest,
         asdict(spec),

@@ -19,7 +19,7 @@ STATUS_S = 1.0
 MIB = 2**20
 
 
-class Progress:
+class ProgressLine:
     """A line with the samples pushed, their rate, and the state of the container."""
 
     def __init__(self, planned: int, position: int, status: Callable[[], QueueStatus]) -> None:
@@ -33,7 +33,7 @@ class Progress:
         self._bar = progress_bar(planned, "sample", initial=position)
         self._log_above = logging_redirect_tqdm()
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressLine:
         self._log_above.__enter__()
         return self
 
@@ -70,13 +70,13 @@ class Tally:
     def __init__(self) -> None:
         self._started_at = time.monotonic()
         self._samples = 0
-        self._seconds = 0.0
+        self._audio_s = 0.0
         self._augmentations: Counter[str] = Counter()
 
     def add(self, chunk: Chunk) -> None:
         """Counts a chunk."""
         self._samples += len(chunk.payloads)
-        self._seconds += chunk.seconds
+        self._audio_s += chunk.audio_s
         self._augmentations.update(chunk.augmentations)
 
     def report(self, position: int, planned: int, waited_s: float, rejected: int, report: Path) -> str:
@@ -91,7 +91,7 @@ class Tally:
         """
         took_s = time.monotonic() - self._started_at
         lines = [
-            f"pushed {self._samples} samples ({self._seconds / 3600:.2f} h of audio) in {took_s:.0f} s, "
+            f"pushed {self._samples} samples ({self._audio_s / 3600:.2f} h of audio) in {took_s:.0f} s, "
             f"{waited_s:.0f} s of them waiting; the queue stands at {position} of {planned}",
             *(f"  {count:>9} {name}" for name, count in self._augmentations.most_common()),
             f"rejected recordings: {rejected}" + (f", see {report}" if rejected else ""),

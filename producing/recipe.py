@@ -1,4 +1,4 @@
-"""The recipe: all that makes the stream, and the tasks that the workers get of it."""
+"""The stream's recipe: all that its samples are made from, and the tasks that workers get."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ MAX_RECORDINGS = 20
 
 
 @dataclass(frozen=True)
-class Recipe(WorkerRecipe):
-    """All that makes the stream: what the workers know, and the recordings, which stay with the producer."""
+class StreamRecipe(WorkerRecipe):
+    """All that the stream is made from: what the workers get, and the recordings, which stay with the producer."""
 
     recordings: Recordings
 
@@ -51,20 +51,19 @@ def absolute_path(path: str) -> str:
     return path if os.path.isabs(path) or "://" in path else os.path.abspath(path)
 
 
-def make_recipe(config: Config, recordings: Recordings, spec: FeatureSpec, encoder: TranscriptEncoder) -> Recipe:
+def make_recipe(config: Config, recordings: Recordings, spec: FeatureSpec, encoder: TranscriptEncoder) -> StreamRecipe:
     """The recipe of the stream of these recordings. Makes what the augmentations need once, such as simulated rooms."""
     noise = [absolute_path(entry) for entry in config.audio_augmentation.bg_noise_file_list]
     augmentation = dataclasses.replace(config.audio_augmentation, bg_noise_file_list=noise)
     config = dataclasses.replace(config, audio_augmentation=augmentation)
     audioaugmentations.prepare(augmentation, Path(config.data.cache_dir))
-    files = audioaugmentations.fingerprint(augmentation)
-    return Recipe(
+    return StreamRecipe(
         config=config,
         plan=make_plan(config, recordings),
         spec=spec,
         encoder=encoder,
-        fingerprint=fingerprint(config, recordings, spec, encoder, files),
-        augmentations=files,
+        fingerprint=fingerprint(config, recordings, spec, encoder, audioaugmentations.fingerprint(augmentation)),
+        outside_facts=audioaugmentations.outside_facts(augmentation),
         prepared=audioaugmentations.prepared_files(augmentation, Path(config.data.cache_dir)),
         recordings=recordings,
     )

@@ -7,6 +7,7 @@ that has nothing of the producer's but the audio.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -15,9 +16,11 @@ from pathlib import Path
 
 import audioaugmentations
 from audio.audio_file import RecordingError
+from audio.extra_transforms import TransformError
 from audioaugmentations import AudioAugmentations, CopyAugmenter
-from common.errors import UserError
-from config import Config
+from common.errors import UserError, one_line
+from common.redaction import without_secrets
+from config import AudioAugmentationConfig, Config
 from corpus.recordings import Recording
 from corpus.rejected_report import LateRejection
 from data_processor import ORIGINAL, SampleSettings, make_sample
@@ -27,9 +30,15 @@ from features.sample import Sample, encode_sample
 from producing.plan import ORIGINAL_VARIANT, Draw, Plan
 from storage.audio_sources import reading_ahead
 
+logger = logging.getLogger(__name__)
 
-class NoiseFilesError(UserError):
-    """A worker finds other background noise than the producer."""
+
+class OutsideFactsError(UserError):
+    """A worker finds other background noise, or another transform, than the producer."""
+
+
+class SampleError(UserError):
+    """A sample can't be made, for a reason that is not in its recording's file."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +50,8 @@ class WorkerRecipe:
     spec: FeatureSpec
     encoder: TranscriptEncoder
     fingerprint: str
-    augmentations: str
-    """Identity of what the augmentations read from files (`audioaugmentations.fingerprint`)."""
+    outside_facts: dict[str, str]
+    """What the augmentations depend on besides the configuration (`audioaugmentations.outside_facts`)."""
     prepared: dict[str, bytes]
     """Files that the producer has made for the augmentations, name → content: the simulated rooms. Sent along, so that
     no worker makes them again, in another way on another kind of CPU."""
@@ -69,8 +78,8 @@ class Chunk:
     """JSON lines for the rejected report: recordings that failed to decode and were replaced."""
     augmentations: Counter[str] = field(default_factory=Counter)
     """Samples per augmentation, "original" among them."""
-    seconds: float = 0.0
-    """Duration of the audio in all samples."""
+    audio_s: float = 0.0
+    """Duration of the audio in all samples, in seconds."""
 
 
 class SampleWorker:
@@ -79,15 +88,11 @@ class SampleWorker:
     def __init__(self, recipe: WorkerRecipe) -> None:
         """
         Raises:
-            UserError: the background noise is missing here, or differs from what the producer has found.
+            UserError: the background noise or a transform is missing here, or differs from the producer's.
         """
         self._recipe = recipe
         augmentation = recipe.config.audio_augmentation
-        if audioaugmentations.fingerprint(augmentation) != recipe.augmentations:
-            raise NoiseFilesError(
-                "the background noise here is not the producer's: expected files of the same names and sizes at "
-                f"{', '.join(augmentation.bg_noise_file_list)}; copy the producer's there, or share the folder"
-            )
+        _compare_outside_facts(augmentation, recipe.outside_facts)
         with tempfile.TemporaryDirectory() as folder:  # the augmentations load what it holds at once
             for name, content in recipe.prepared.items():
                 (Path(folder) / name).write_bytes(content)
@@ -107,7 +112,7 @@ class SampleWorker:
                 sample, names = made
                 chunk.payloads.append(encode_sample(sample))
                 chunk.augmentations.update(names)
-                chunk.seconds += sample.duration_s
+                chunk.audio_s += sample.duration_s
         return chunk
 
     def _make_one(self, task: SampleTask, rejected: list[str]) -> tuple[Sample, list[str]] | None:
@@ -125,6 +130,14 @@ class SampleWorker:
                     self._recipe.fingerprint,
                 )  # fmt: skip
                 rejected.append(rejection.to_json())
+            except TransformError as error:
+                raise _sample_error(task.draw.position, recording, augmenter, str(error)) from error
+            except UserError:
+                raise
+            except Exception as error:
+                logger.error("a sample can't be made", exc_info=True)
+                reason = f"{type(error).__name__}: {one_line(error)}"
+                raise _sample_error(task.draw.position, recording, augmenter, reason) from error
             else:
                 return sample, [step.name for step in augmenter.choice.steps] if augmenter else [ORIGINAL]
         return None
@@ -135,18 +148,42 @@ class SampleWorker:
         return CopyAugmenter(self._augmentations, draw.turn, self._recipe.plan.generator(draw.position))
 
 
+def _sample_error(position: int, recording: Recording, augmenter: CopyAugmenter | None, reason: str) -> SampleError:
+    return SampleError(
+        f"cannot make the sample at position {position} (recording {recording.id}, {without_secrets(recording.audio)}, "
+        f"{augmenter.label if augmenter else ORIGINAL}): {reason}; leave the recording or the augmentation out, or "
+        "report this as a fault; a traceback is in the worker's output"
+    )
+
+
+def _compare_outside_facts(config: AudioAugmentationConfig, expected: dict[str, str]) -> None:
+    found = audioaugmentations.outside_facts(config)
+    for name, fact in expected.items():
+        if found.get(name) == fact:
+            continue
+        if name == "background_noise":
+            raise OutsideFactsError(
+                "the background noise here is not the producer's: expected files of the same names and sizes at "
+                f"{', '.join(config.bg_noise_file_list)}; copy the producer's there, or share the folder"
+            )
+        raise OutsideFactsError(
+            f"the code of {name} here is not the producer's: found {found.get(name)}, expected {fact}; copy the "
+            "producer's there and start the worker again"
+        )
+
+
 _worker: SampleWorker | None = None
-"""This process' own; None where no local worker process was started."""
+"""The worker of this process; None where no local worker process was started."""
 
 
 def start_worker(recipe: WorkerRecipe) -> None:
-    """First act of a local worker process."""
+    """Called first in a local worker process."""
     global _worker
     _worker = SampleWorker(recipe)
 
 
 def make_samples(tasks: Sequence[SampleTask]) -> Chunk:
-    """What a local worker process is asked to do."""
+    """The task of a local worker process."""
     if _worker is None:
         raise RuntimeError("this process is no worker")
     return _worker.make(tasks)

@@ -6,6 +6,7 @@ takes nothing with it: another makes the same positions again, to the same bytes
 
 from __future__ import annotations
 
+import os
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from typing import Protocol
 
 from common.process_executor import ProcessExecutor, WorkerError
 from config import Config
-from producing.recipe import MAX_RECORDINGS, Recipe
+from producing.recipe import MAX_RECORDINGS, StreamRecipe
 from producing.sample_worker import Chunk, SampleTask, SampleWorker, WorkerRecipe, make_samples, start_worker
 
 HEARTBEAT_S = 1.0
@@ -23,23 +24,23 @@ HEARTBEAT_S = 1.0
 
 
 class Workers(Protocol):
-    """Whoever makes samples: processes of this machine, or of a cluster."""
+    """What makes samples: processes of this machine, or of a cluster."""
 
     @property
     def slots(self) -> int:
-        """How many of them there are, just now."""
+        """How many of them there are at the moment."""
 
     def submit(self, tasks: Sequence[SampleTask]) -> Future[Chunk]:
         """Has one of them make these samples."""
 
     def close(self) -> None:
-        """Ends what is under way, and what was started for it."""
+        """Cancels the tasks under way and ends the processes that were started for them."""
 
 
 class WorkerPool:
     """Makes chunks ahead, on many cores, and hands them over in the order of their positions."""
 
-    def __init__(self, recipe: Recipe, processes: int) -> None:
+    def __init__(self, recipe: StreamRecipe, processes: int) -> None:
         """
         Args:
             recipe: makes the stream; its `config.data.executor` says where the workers are.
@@ -70,7 +71,8 @@ class WorkerPool:
             heartbeat: called every second while waiting.
 
         Raises:
-            UserError: the workers keep dying, can't decode anything, or lack something that is told.
+            UserError: the workers keep dying, can't decode anything, failed on a sample, or lack something; the message
+                says which.
         """
         if self._pending and self._pending[0].start != position:
             for chunk in self._pending:
@@ -100,7 +102,7 @@ class WorkerPool:
 class SampleMaker:
     """Makes chunks in this process, without any workers: for a look at the stream, for tests and benchmarks."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: StreamRecipe) -> None:
         self._recipe, self._workers = recipe, _ThisProcess(recipe.for_workers())
 
     def make_chunk(self, start: int, stop: int) -> Chunk:
@@ -115,7 +117,7 @@ class SampleMaker:
 class _ChunkUnderWay:
     """A chunk that is being made."""
 
-    def __init__(self, recipe: Recipe, workers: Workers, start: int, stop: int) -> None:
+    def __init__(self, recipe: StreamRecipe, workers: Workers, start: int, stop: int) -> None:
         self.start = start
         self._recipe, self._workers = recipe, workers
         self._made = workers.submit(recipe.tasks(start, stop))
@@ -125,7 +127,7 @@ class _ChunkUnderWay:
         """Places in the chunk whose recordings can't be decoded."""
 
     def replace_failures(self) -> None:
-        """Has what could not be decoded made from other recordings, once it is known: long before it is needed."""
+        """Has samples whose recordings can't be decoded made from others, as soon as this is known."""
         if self._looked or not self._made.done() or self._made.exception():
             return
         self._looked = True
@@ -157,17 +159,24 @@ class _ChunkUnderWay:
         for index, payload in zip(self._failed, replaced.payloads, strict=True):
             payloads[index] = payload
         augmentations = chunk.augmentations + replaced.augmentations
-        return Chunk(self.start, payloads, rejected, augmentations, chunk.seconds + replaced.seconds)
+        return Chunk(self.start, payloads, rejected, augmentations, chunk.audio_s + replaced.audio_s)
 
     def cancel(self) -> None:
-        """Nobody wants it any more."""
+        """Cancels the chunk, as far as no worker has begun with it."""
         self._made.cancel()
         if self._replacing:
             self._replacing.cancel()
 
 
+def worker_count(config: Config) -> int:
+    """Worker processes of this machine: as configured, or one per core that this process may use."""
+    if config.data.num_workers:
+        return config.data.num_workers
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS lacks it
+
+
 def check_executor(config: Config) -> None:
-    """Tells of a `data.executor` that can't be used before anything that takes long.
+    """Refuses a `data.executor` that can't be used, before anything that takes long.
 
     Raises:
         UserError: no scheduler answers there, or Dask is not installed here.
@@ -176,18 +185,18 @@ def check_executor(config: Config) -> None:
         _import_dask_workers(config).check_scheduler(config.data.executor)
 
 
-def _find_workers(recipe: Recipe, processes: int) -> Workers:
+def _find_workers(recipe: StreamRecipe, processes: int) -> Workers:
     config = recipe.config
     if not config.data.executor:
         return _LocalProcesses(recipe.for_workers(), processes)
-    # One producer feeds a queue: whoever comes after it takes its place with the workers too.
+    # One producer feeds a queue: a later one replaces what an earlier one has left with the workers.
     name = f"whisper producer of {socket.gethostname()} for {config.redis.namespace} at {config.redis.address}"
     workers: Workers = _import_dask_workers(config).DaskWorkers(config.data.executor, name, recipe.for_workers())
     return workers
 
 
 def _import_dask_workers(config: Config) -> ModuleType:
-    """Only when asked for: the base installation has no Dask, and a worker process of this machine no use for it."""
+    """Imports Dask only when it is used: it is not part of the base installation, nor of a local worker process."""
     try:
         from producing import dask_workers
     except ModuleNotFoundError as error:

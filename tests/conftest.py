@@ -22,7 +22,7 @@ from corpus.scan import load_recordings
 from examples.make_tiny_checkpoint import make_tiny_checkpoint
 from features.feature_spec import load_feature_spec
 from features.labels import load_transcript_encoder
-from producing.recipe import Recipe
+from producing.recipe import StreamRecipe
 from producing.recipe import make_recipe as recipe_for
 from sample_queue.embedded_server import find_executable, runtime_folder, start_embedded, stop_embedded
 from tests.runs import DIGITS, Run
@@ -187,10 +187,10 @@ def load(tiny_checkpoint, tmp_path) -> Callable[..., Recordings]:
 
 
 @pytest.fixture
-def recipe_of(tiny_checkpoint, tmp_path) -> Callable[..., Recipe]:
+def recipe_of(tiny_checkpoint, tmp_path) -> Callable[..., StreamRecipe]:
     """The recipe of a manifest; settings of DataConfig and AudioAugmentationConfig as keywords and a dictionary."""
 
-    def make(path: object, augmentation: dict | None = None, **settings) -> Recipe:
+    def make(path: object, augmentation: dict | None = None, **settings) -> StreamRecipe:
         config = Config(
             data=DataConfig(
                 **{"train_manifest": str(path), "cache_dir": str(tmp_path / "cache"), "chunk_size": 5, **settings}
@@ -212,11 +212,11 @@ def make_recipe(
     tmp_path: Path,
     write_recording: Callable[..., Path],
     write_manifest: Callable[..., Path],
-    recipe_of: Callable[..., Recipe],
-) -> Callable[..., Recipe]:
+    recipe_of: Callable[..., StreamRecipe],
+) -> Callable[..., StreamRecipe]:
     """A recipe over 12 recordings of 1 to 2 s; settings of DataConfig and AudioAugmentationConfig as dictionaries."""
 
-    def make(data: dict | None = None, augmentation: dict | None = None) -> Recipe:
+    def make(data: dict | None = None, augmentation: dict | None = None) -> StreamRecipe:
         rows = [
             {
                 "audio": write_recording(f"clips/{i}.flac", 1 + i / 12).relative_to(tmp_path),

@@ -99,9 +99,9 @@ def test_a_module_imports_no_package_that_its_job_forbids(room, path):
     assert not imports(path).keys() & NEVER.get(room, set())
 
 
-def test_in_the_producing_room_only_the_report_knows_the_queue():
+def test_in_the_producing_room_only_the_report_and_the_card_know_the_queue():
     knowing = {path.stem for path in (ROOT / "producing").glob("*.py") if "sample_queue" in imports(path)}
-    assert knowing == {"producer_report"}
+    assert knowing == {"plan_card", "producer_report"}
 
 
 def test_the_table_in_the_documentation_is_this_one():

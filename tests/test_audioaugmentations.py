@@ -17,28 +17,29 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from audio import noise_sources
-from audio.noise_sources import NoiseRecordings, color_noise
-from audio.room_acoustics import DIRECT_TAP, Room, RoomBankError, load_room_bank, simulate_room
-from audio.time_stretch import stretched_samples
-from audioaugmentations import (
-    AUGMENTATIONS,
-    AudioAugmentations,
-    Choice,
-    Step,
+from audio.augmentation_registry import AUGMENTATIONS
+from audio.effects import (
     add_color_noise,
     add_far_field,
     change_speed,
     down_upsample,
-    enabled_augmentations,
     enhance_speech,
-    fingerprint,
-    mask_log_mel,
     mix_background,
-    prepare,
     shift_pitch,
+)
+from audio.noise_sources import NoiseRecordings, color_noise
+from audio.room_acoustics import DIRECT_TAP, Room, RoomBankError, load_room_bank, simulate_room
+from audioaugmentations import (
+    AudioAugmentations,
+    Choice,
+    Step,
+    enabled_augmentations,
+    fingerprint,
+    prepare,
 )
 from common.errors import UserError
 from config import AudioAugmentationConfig
+from features.masking import mask_log_mel
 
 RATE = 16000
 WINDOW = 30 * RATE
@@ -114,7 +115,7 @@ def make(cache_dir: Path, noise_dir: Path | None = None, max_samples: int = WIND
 
 def only(*names: str) -> dict[str, float]:
     """Probabilities that leave these augmentations on."""
-    return {prob: float(name in names) for name, prob in AUGMENTATIONS.items()}
+    return {row.prob_field: float(name in names) for name, row in AUGMENTATIONS.items()}
 
 
 class TestSpeed:
@@ -560,6 +561,7 @@ def signal(kind: str, samples: int, peak: float, seed: int) -> np.ndarray:
 
 def check_rules(augmentations: AudioAugmentations, waveform: np.ndarray, seed: int) -> None:
     before = waveform.copy()
+    assert {step.name for step in EVERY_STEP} == set(AUGMENTATIONS)
     for step in EVERY_STEP:
         results = [
             augmentations.apply_waveform(waveform, Choice((step,)), np.random.default_rng(seed)) for _ in range(2)
@@ -568,8 +570,8 @@ def check_rules(augmentations: AudioAugmentations, waveform: np.ndarray, seed: i
         assert np.array_equal(result, again), step
         assert result.dtype == np.float32, step
         assert result.ndim == 1, step
-        factor = step.option[0] if step.name == "speed" else 1.0
-        assert len(result) == stretched_samples(len(waveform), float(factor)), step
+        foretold = AUGMENTATIONS[step.name].samples_after
+        assert len(result) == (foretold(len(waveform), step.option) if foretold else len(waveform)), step
         assert np.isfinite(result).all(), step
         assert np.abs(result).max() <= 1, step
         assert waveform.any() or not result.any(), f"{step} makes sound out of silence"

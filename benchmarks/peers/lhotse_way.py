@@ -15,9 +15,9 @@ import soxr
 from lhotse import CutSet, Recording, WhisperFbank
 from lhotse.cut import Cut
 
+from audio.effects import mix_background
 from audio.noise_sources import NoiseRecordings
 from audio.waveform import load_waveform
-from audioaugmentations import mix_background
 from config import DataConfig
 from features.feature_spec import FeatureSpec
 from features.log_mel import log_mel

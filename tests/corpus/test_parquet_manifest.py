@@ -26,7 +26,7 @@ from corpus.parquet_manifest import index_parquet, open_parquet
 from corpus.rejected_report import TooManyRejectedError
 from features.feature_spec import FeatureSpec
 from features.sample import SampleLimits, decode_sample
-from producing.recipe import Recipe
+from producing.recipe import StreamRecipe
 from producing.worker_pool import SampleMaker
 from storage.remote_files import SourceError
 from storage.row_group_cache import RowPlace, parse_locator, read_metadata, read_value, unpacked_path
@@ -62,7 +62,7 @@ def write_shards(folder: Path, rows: list[dict], shards: int = 2, group_rows: in
     return folder
 
 
-def data_of(recipe: Recipe) -> list[tuple[str, bytes]]:
+def data_of(recipe: StreamRecipe) -> list[tuple[str, bytes]]:
     """Id and features of each sample of the stream."""
     samples = []
     for position, payload in enumerate(SampleMaker(recipe).make_chunk(0, len(recipe.plan)).payloads):

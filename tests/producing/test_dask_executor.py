@@ -22,7 +22,7 @@ import soundfile
 from common.process_executor import WorkerError
 from producing import dask_plugin, dask_workers
 from producing.dask_workers import SchedulerError, check_python
-from producing.recipe import Recipe
+from producing.recipe import StreamRecipe
 from producing.sample_worker import Chunk
 from producing.worker_pool import SampleMaker, WorkerPool
 from tests.conftest import tone
@@ -85,7 +85,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     cluster.close()
 
 
-def on(cluster: Cluster, recipe: Recipe) -> Recipe:
+def on(cluster: Cluster, recipe: StreamRecipe) -> StreamRecipe:
     """The recipe with the cluster as its executor."""
     data = dataclasses.replace(recipe.config.data, executor=cluster.address)
     return dataclasses.replace(recipe, config=dataclasses.replace(recipe.config, data=data))
@@ -95,7 +95,7 @@ def never() -> None:
     """A heartbeat nobody listens to."""
 
 
-def stream(recipe: Recipe, after: Callable[[int], None] = lambda position: None) -> list[Chunk]:
+def stream(recipe: StreamRecipe, after: Callable[[int], None] = lambda position: None) -> list[Chunk]:
     """The whole stream; `after` is called with the position after each chunk."""
     chunks, position = [], 0
     with WorkerPool(recipe, 1) as pool:
@@ -209,6 +209,41 @@ def test_other_noise_files_than_the_producers_are_refused(make_recipe, cluster, 
         stream(on(cluster, recipe))
 
 
+class NoEncoder:
+    """Fails on every transcript."""
+
+    def __reduce__(self):
+        return str, ()  # a str's `encode` does not take a transcript for an encoding
+
+
+def test_an_unexpected_exception_is_told_with_recording_and_position(make_recipe, cluster):
+    recipe = on(cluster, make_recipe())
+    cluster.start_worker()
+    place = r"Dask worker tcp://\S+ on \S+: cannot make the sample at position 0 \(recording r\d+, .*\): LookupError"
+    with pytest.raises(WorkerError, match=place):
+        stream(dataclasses.replace(recipe, encoder=NoEncoder()))
+
+
+def test_a_transform_of_ones_own_must_be_where_the_workers_are(make_recipe, cluster, tmp_path, monkeypatch):
+    (tmp_path / "halving.py").write_text(HALVING)
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = make_recipe({"chunk_size": 10}, {"extra_transforms": ["halving.Halve", "audiomentations.Reverse"]})
+    cluster.start_worker()
+    with pytest.raises(WorkerError, match=r"Dask worker tcp://.*cannot import halving.*PYTHONPATH, where the workers"):
+        stream(on(cluster, recipe))
+    expected = SampleMaker(recipe).make_chunk(0, len(recipe.plan)).payloads
+    with cluster.client() as client:
+        client.run(lambda folder: __import__("sys").path.append(folder), str(tmp_path))
+    assert payloads(stream(on(cluster, recipe))) == expected
+
+
+HALVING = """
+class Halve:
+    def __call__(self, samples, sample_rate):
+        return samples / 2
+"""
+
+
 class Deadly:
     """Kills every worker that unpickles it."""
 
@@ -234,6 +269,12 @@ def test_other_versions_of_the_packages_are_refused(make_recipe, cluster):
     assert "numpy 2" in answer
     assert "(the producer: 1.0)" in answer
     assert "pip install -r requirements-cluster.txt" in answer
+
+
+def test_the_packages_that_decide_the_bytes_are_installed_and_those_in_use():
+    assert "none" not in dask_plugin.versions(dask_plugin.deciding_packages(["audiomentations.Gain"])).values()
+    assert "audiomentations" not in dask_plugin.deciding_packages(["my_module.Gain"])
+    assert "miniaudio" in dask_plugin.PACKAGES
 
 
 def test_a_cluster_with_another_python_is_refused(cluster):
@@ -356,7 +397,7 @@ def what_is_left(cluster: Cluster) -> tuple[list[str], list[str]]:
 
 
 def test_workers_of_this_machine_do_not_load_dask():
-    code = "import sys, worker_pool; print([name for name in ('dask', 'distributed') if name in sys.modules])"
+    code = "import sys, producing.worker_pool; print([name for name in ('dask', 'distributed') if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout == "[]\n"
 

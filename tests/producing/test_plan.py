@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from audioaugmentations import AudioAugmentations, Step
 from config import AudioAugmentationConfig, Config, DataConfig
 from producing.plan import ORIGINAL_VARIANT, Blocks, Plan, fingerprint
 
@@ -41,8 +42,34 @@ def test_originals_only_and_copies_only():
     assert {copies.draw(p).variant for p in range(len(copies))} == {1, 2}
 
 
-def test_the_round_robin_takes_a_recording_on_by_one_turn_per_epoch():
-    turns = sorted((d.epoch, d.turn) for d in map(PLAN.draw, range(len(PLAN))) if (d.row, d.variant) == (7, 1))
+@pytest.mark.parametrize("copies", [1, 2, 3])
+@pytest.mark.parametrize("include_original", [True, False])
+def test_no_augmentation_or_option_comes_to_a_recording_again_before_all_others_have_come(
+    tmp_path, copies, include_original
+):
+    """Between two visits of an augmentation lie all others, and between two of an option all others of its list."""
+    config = AudioAugmentationConfig(far_field_effect_prob=0)  # options: 6, 2, 5, 3, 1 and 1
+    augmentations = AudioAugmentations(config, tmp_path, 480_000)
+    enabled, options = augmentations.enabled, augmentations.options
+    plan = Plan(seed=1, rows=5, epochs=80, include_original=include_original, augmented_copies=copies)
+    met: dict[int, list[Step]] = {row: [] for row in range(plan.rows)}
+    copies_in_order = sorted(map(plan.draw, range(len(plan))), key=lambda draw: (draw.epoch, draw.variant))
+    for draw in copies_in_order:
+        if draw.variant != ORIGINAL_VARIANT:
+            met[draw.row] += augmentations.choose(draw.turn, 16_000, plan.generator(draw.position)).steps
+    for steps in met.values():
+        assert len(steps) == copies * plan.epochs
+        for start in range(len(steps) - len(enabled) + 1):
+            assert {step.name for step in steps[start : start + len(enabled)]} == set(enabled)
+        for name in enabled:
+            given, count = [step.option for step in steps if step.name == name], len(options[name])
+            for start in range(len(given) - count + 1):
+                assert set(given[start : start + count]) == set(options[name])
+
+
+def test_with_one_copy_a_recording_takes_one_turn_per_epoch():
+    plan = Plan(seed=1, rows=50, epochs=3, include_original=True, augmented_copies=1)
+    turns = sorted((d.epoch, d.turn) for d in map(plan.draw, range(len(plan))) if (d.row, d.variant) == (7, 1))
     assert turns == [(0, 8), (1, 9), (2, 10)]
 
 
@@ -153,6 +180,10 @@ def test_the_fingerprint_changes_with_all_that_decides_samples_and_with_nothing_
     assert mark(Config(data=same)) == base
     moved = AudioAugmentationConfig(bg_noise_file_list=["/another/place"])
     assert mark(Config(audio_augmentation=moved)) == base
+    gain = AudioAugmentationConfig(extra_transforms=["audiomentations.Gain"])
+    assert len({base, mark(Config(audio_augmentation=gain))}) == 2
+    unused = AudioAugmentationConfig(extra_transforms_prob=0.5)
+    assert mark(Config(audio_augmentation=unused)) == base
     other_model = dataclasses.replace(spec, num_mel_bins=128)
     assert fingerprint(Config(), recordings, other_model, encoder, "a") != base
 

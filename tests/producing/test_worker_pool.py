@@ -21,7 +21,8 @@ import pytest
 import audioaugmentations
 from common.process_executor import MAX_DEATHS, WorkerError
 from features.sample import SampleLimits, decode_sample
-from producing.recipe import Recipe, absolute_path
+from producing.recipe import StreamRecipe, absolute_path
+from producing.sample_worker import SampleError
 from producing.worker_pool import SampleMaker, WorkerPool
 
 
@@ -29,7 +30,7 @@ def never() -> None:
     """A heartbeat nobody listens to."""
 
 
-def stream(recipe: Recipe, workers: int) -> list[bytes]:
+def stream(recipe: StreamRecipe, workers: int) -> list[bytes]:
     payloads: list[bytes] = []
     with WorkerPool(recipe, workers) as pool:
         while len(payloads) < len(recipe.plan):
@@ -45,7 +46,7 @@ def test_one_worker_and_three_make_the_same_bytes_as_this_process(make_recipe):
     assert stream(recipe, 3) == alone
 
 
-def test_chunks_may_be_of_any_size_and_begin_absolute_path(make_recipe):
+def test_chunks_may_be_of_any_size_and_begin_anywhere(make_recipe):
     alone = SampleMaker(make_recipe()).make_chunk(0, 120).payloads
     recipe = make_recipe({"chunk_size": 7})
     assert stream(recipe, 2) == alone
@@ -172,6 +173,37 @@ def test_workers_that_die_again_and_again_end_the_run_with_a_reason(make_recipe)
         pool.chunk_at(0, never)
 
 
+class NoEncoder:
+    """Fails on every transcript."""
+
+    def encode(self, transcript: str) -> object:
+        raise ZeroDivisionError("a fault\nof the program")
+
+
+def test_an_unexpected_exception_is_told_with_recording_and_position(make_recipe, tmp_path, capfd):
+    recipe = dataclasses.replace(make_recipe(), encoder=NoEncoder())
+    row = recipe.plan.draw(0).row
+    audio = tmp_path / "clips" / f"{row}.flac"
+    expected = rf"^cannot make the sample at position 0 \(recording r{row}, {audio}, .*\): ZeroDivisionError: a fault"
+    with WorkerPool(recipe, 1) as pool, pytest.raises(SampleError, match=expected) as caught:
+        pool.chunk_at(0, never)
+    assert "\n" not in str(caught.value)
+    output = capfd.readouterr().err
+    assert "in encode" in output
+    assert "died" not in output
+
+
+def test_a_file_that_is_no_more_than_its_header_is_replaced(write_recording, write_manifest, recipe_of):
+    rows = [{"audio": write_recording(f"{i}.wav", duration_s=float(i > 0)).name, "text": "one"} for i in range(6)]
+    recipe = recipe_of(write_manifest(rows), min_duration_s=0, max_rejected_fraction=0.5, epochs=1)
+    chunk = SampleMaker(recipe).make_chunk(0, len(recipe.plan))
+    assert all(chunk.payloads)
+    if len(recipe.recordings) == 6:  # else the scan has rejected it
+        assert {(json.loads(line)["id"], json.loads(line)["reason"]) for line in chunk.rejected} == {
+            (recipe.recordings[0].id, "holds no audio")
+        }
+
+
 def test_the_heartbeat_goes_on_while_a_chunk_takes_long(make_recipe):
     beats = []
     with WorkerPool(make_recipe({"chunk_size": 1}), 1) as pool:
@@ -193,7 +225,7 @@ def test_a_pool_that_is_left_while_its_workers_start_leaves_none(make_recipe, af
 
 ORPHAN = """
 import os, pickle, sys, time
-from worker_pool import WorkerPool
+from producing.worker_pool import WorkerPool
 if __name__ == "__main__":
     recipe = pickle.load(open(sys.argv[1], "rb"))
     with WorkerPool(recipe, 2) as pool:
