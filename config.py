@@ -107,17 +107,21 @@ class DataConfig:
 
     train_manifest: str = "data/train/metadata.csv"
     """Training manifest: a CSV, TSV or JSONL file, or a folder with a metadata.csv (or .jsonl). Columns: audio (or
-    file_name, path) and text (or transcription, sentence), optional duration (seconds) and id. Relative audio paths are
-    relative to the manifest. Or Parquet files with the audio's bytes in the audio column: a file, a folder of them or a
-    pattern (data/train-*.parquet). Manifest, Parquet and audio may be URLs that fsspec knows (s3://, gs://, https://).
-    Or a data set in Parquet on the Hugging Face Hub: hf://org/name:split, hf://org/name/config:split,
-    hf://org/name@revision:split; splits are joined by +."""
+    file_name, path) and text (or transcription, transcript, sentence), optional duration (seconds) and id. Relative
+    audio paths are relative to the manifest. Or Parquet files with the audio's bytes in the audio column: a file, a
+    folder of them or a pattern (data/train-*.parquet). Manifest, Parquet and audio may be URLs that fsspec knows
+    (s3://, gs://, https://). Or a data set in Parquet on the Hugging Face Hub: hf://org/name:split,
+    hf://org/name/config:split, hf://org/name@revision:split; splits are joined by +."""
     eval_manifest: str = ""
     """Evaluation manifest of the same form. Empty: no evaluation, no best model, no early stopping."""
     audio_column: str = ""
     """Name of the audio column. Empty: the first of audio, file_name, path that the manifest has."""
     text_column: str = ""
-    """Name of the transcript column. Empty: the first of text, transcription, sentence that the manifest has."""
+    """Name of the transcript column. Empty: the first of text, transcription, transcript, sentence that the manifest
+    has."""
+    channel: int = -1
+    """Channel of the files that is used, from 0, where the manifest has no column channel. -1: the mean of all
+    channels, unless they cancel each other out."""
     epochs: int = 5
     """How often each recording is used, with other augmentations each time. At least 1."""
     seed: int = 42
@@ -160,6 +164,7 @@ class DataConfig:
         _require_positive(self, "data", "epochs", "chunk_size", "max_duration_s", "streaming_cache_gb")
         for name in ("seed", "num_workers", "augmented_copies", "min_duration_s", "retry_timeout_s"):
             _require(getattr(self, name) >= 0, f"data.{name}", getattr(self, name), "a number that is not negative")
+        _require(self.channel >= -1, "data.channel", self.channel, "a channel from 0, or -1")
         _require_fraction(self, "data", "max_rejected_fraction")
         _require(
             self.min_duration_s < self.max_duration_s,

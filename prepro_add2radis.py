@@ -14,7 +14,7 @@ from pathlib import Path
 import audioaugmentations
 from common.command_line import log_settings, parse, run
 from config import Config
-from corpus.manifest import find_manifest
+from corpus.formats import find_manifest
 from corpus.scan import load_recordings
 from features.feature_spec import load_feature_spec
 from features.labels import load_transcript_encoder

@@ -20,7 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from common.errors import UserError
 from config import Config
-from corpus.manifest import find_manifest
+from corpus.formats import find_manifest
 from corpus.recordings import Recordings
 from corpus.scan import load_recordings
 from data_processor import SampleSettings

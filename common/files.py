@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -45,6 +46,16 @@ def written_whole(path: Path, *, durable: bool = False, alone: bool = False) -> 
         raise
     if durable:
         sync(path.parent)
+
+
+def digest_file(path: Path) -> str:
+    """Identity of a file's content, 32 hexadecimal digits.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def sync(path: Path) -> None:

@@ -1,23 +1,18 @@
-"""A manifest: the file that names the recordings and their transcripts. How it is found, its columns and its rows."""
+"""What a corpus is to the rest of the code: a name, an identity, and a table of rows. Every format gives this."""
 
 from __future__ import annotations
 
-import glob
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Protocol
 
+import numpy as np
+
+from audio.audio_file import RecordingError
+from audio.part import WHOLE, Part
 from common.errors import UserError
-from config import HUB_MANIFEST, DataConfig
-from storage.remote_files import is_url, local_path
+from config import DataConfig
 
-AUDIO_COLUMNS = ("audio", "file_name", "path")
-TEXT_COLUMNS = ("text", "transcription", "transcript", "sentence")
-FILE_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.tsv")
-ENDINGS = (".csv", ".tsv", ".jsonl", ".json")
-WILDCARDS = "*?["
 ROWS_PER_TASK = 2048
 """Rows that one task of a scan judges."""
 
@@ -27,80 +22,94 @@ class ManifestError(UserError):
 
 
 @dataclass(frozen=True)
-class Columns:
-    """Which column of a manifest is what."""
+class ManifestRow:
+    """A row of a manifest: its values have the right types, nothing else is checked yet."""
 
     audio: str
-    text: str
-    duration: str | None
-    id: str | None
+    """A path or URL, or a locator of bytes inside another file, relative to the manifest's folder or not; may be
+    empty."""
+    name: str
+    """What reports call the audio."""
+    transcript: str | RecordingError
+    """What is said, cleaned (`corpus.transcripts`); or why the value is no text."""
+    id: str = ""
+    """The recording's own name; empty: it has none."""
+    part: Part | RecordingError = WHOLE
+    """Which part of the audio the recording is; or why the values do not tell."""
+    duration_s: float | None = None
+    """Its duration as the manifest has it, in seconds; None: it has to be measured."""
+    language: str = ""
+    """As Whisper names it (Bengali or bn). Empty: the run's."""
+    task: str = ""
+    """transcribe or translate. Empty: the run's."""
+
+
+class Table(Protocol):
+    """The rows of a corpus. Cheap to pickle: the processes of a scan get it."""
+
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the log should say of how the corpus was read, such as the separator that was found."""
+
+    @property
+    def blocks(self) -> np.ndarray | None:
+        """int64 `[blocks, 2]`: rows and bytes of audio of each block that is unpacked as a whole; None: there are none.
+
+        A data set that is streamed is shuffled within a window of such blocks.
+        """
+
+    def tasks(self) -> Iterator[tuple[int, int]]:
+        """Ranges of rows (start, stop), each enough for one task of a scan, all rows in order."""
+
+    def read(self, start: int, stop: int) -> Iterator[ManifestRow]:
+        """Rows `start` to `stop` - 1, a range that `tasks` gave.
+
+        Raises:
+            ManifestError: the manifest is damaged there.
+            SourceError: its store can't be reached.
+        """
+
+
+class Corpus(Protocol):
+    """A corpus that has been found and identified. Cheap to pickle."""
+
+    @property
+    def name(self) -> str:
+        """For messages; without secrets."""
+
+    @property
+    def root(self) -> str:
+        """Relative audio paths start at this folder or URL."""
+
+    @property
+    def content(self) -> str:
+        """Identity of the content, wherever it lies."""
+
+    def index(self, data: DataConfig) -> Table:
+        """Its rows as a table that needs no memory. May take minutes.
+
+        Raises:
+            ManifestError: it can't be parsed, or a column is missing.
+            SourceError: its store can't be reached.
+        """
 
 
 @dataclass(frozen=True)
-class ManifestRow:
-    """A row of a manifest, nothing checked yet."""
+class Format:
+    """One way to keep a corpus. `corpus.formats` lists them all."""
 
-    audio: str
-    """A path or URL, or a locator of bytes in Parquet, relative to the manifest's folder or not; may be empty."""
     name: str
-    """What reports call the audio."""
-    text: Any
-    duration: Any
-    id: Any
+    """Value of data.format that names it."""
+    expects: str
+    """What it looks like, for messages and help."""
+    recognises: Callable[[str], bool]
+    """Whether a path (of something that exists), pattern or URL is such a corpus. It may look, but not for long."""
+    open: Callable[[str, DataConfig], Corpus]
+    """Finds and identifies the corpus at a path that it recognises, or that data.format says is one.
 
-
-def find_manifest(path: str) -> str:
-    """The manifest that a path means: itself, or the metadata file of a folder. Looks at this machine's disks only.
-
-    Raises:
-        ManifestError: there is none.
+    Raises ManifestError (it is damaged or none), SourceError (it can't be reached) or OSError.
     """
-    path = local_path(path)
-    if is_url(path):
-        return path
-    given = Path(path).expanduser()
-    if given.is_dir():
-        for name in FILE_NAMES:
-            if (given / name).is_file():
-                return str(given / name)
-        if is_parquet(str(given)):
-            return str(given)
-        raise ManifestError(f"the folder {given} holds no {' or '.join(FILE_NAMES)} and no *.parquet")
-    if not given.is_file() and not (any(sign in path for sign in WILDCARDS) and glob.glob(str(given), recursive=True)):
-        raise ManifestError(f"no manifest at {given}: set --data.train_manifest (or --data.eval_manifest) to yours")
-    if given.suffix.lower() not in (*ENDINGS, ".parquet"):
-        raise ManifestError(
-            f"{given} is no manifest: expected a .csv, .tsv or .jsonl file, or a folder with one, or .parquet files"
-        )
-    return str(given)
-
-
-def is_parquet(manifest: str) -> bool:
-    """Whether a manifest that was found is in Parquet, judged by its name, and for a folder by what is in it."""
-    if HUB_MANIFEST.fullmatch(manifest) or manifest.endswith(".parquet"):
-        return True
-    return not is_url(manifest) and os.path.isdir(manifest) and any(Path(manifest).glob("*.parquet"))
-
-
-def pick_columns(manifest: str, columns: Sequence[str], data: DataConfig) -> Columns:
-    """Finds the columns that are configured, or else the usual ones.
-
-    Raises:
-        ManifestError: there is no such column.
-    """
-    return Columns(
-        audio=_pick_column(manifest, columns, data.audio_column, AUDIO_COLUMNS, "audio"),
-        text=_pick_column(manifest, columns, data.text_column, TEXT_COLUMNS, "text"),
-        duration="duration" if "duration" in columns else None,
-        id="id" if "id" in columns else None,
-    )
-
-
-def _pick_column(manifest: str, columns: Sequence[str], wanted: str, usual: tuple[str, ...], what: str) -> str:
-    for name in (wanted,) if wanted else usual:
-        if name in columns:
-            return name
-    expected = repr(wanted) if wanted else " or ".join(usual)
-    raise ManifestError(
-        f"{manifest} has no column {expected}: it has {', '.join(columns)}; name yours with --data.{what}_column"
-    )

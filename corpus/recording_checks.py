@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
 from audio.audio_file import RecordingError, check_file
+from audio.part import WHOLE, Part
 from audio.waveform import check_duration, recording_duration_s
 from config import DataConfig
-from corpus.manifest import ManifestRow
-from corpus.parquet_manifest import ParquetTable
+from corpus.manifest import ManifestRow, Table
+from corpus.recordings import encode_recording
 from corpus.rejected_report import Rejection
-from corpus.text_manifest import TextTable
 from features.feature_spec import FeatureSpec
 from features.labels import TranscriptEncoder
 from storage.audio_sources import URLS_AT_ONCE
 from storage.remote_files import is_url, join
 from storage.row_group_cache import parse_locator
 
+T = TypeVar("T")
+V = TypeVar("V")
+
 
 @dataclass(frozen=True)
 class Rules:
     """What a row must satisfy. Picklable: the scan's workers get it."""
 
-    table: TextTable | ParquetTable
     root: str
     spec: FeatureSpec
     data: DataConfig
@@ -37,96 +39,164 @@ class Rules:
 
 
 @dataclass(frozen=True)
+class AudioToCheck:
+    """What a row says of its audio."""
+
+    audio: str
+    """As in the manifest."""
+    part: Part
+    duration_s: float | None
+    """Of the part; None: the manifest does not say."""
+
+    def to_json(self, reason: str) -> bytes:
+        """A line of `audio_faults.jsonl`: the audio, and why it can't be used."""
+        part = [self.part.offset_s, self.part.duration_s, self.part.channel]
+        return json.dumps([self.audio, part, self.duration_s, reason]).encode() + b"\n"
+
+
+@dataclass
 class CheckedRows:
-    """What a scan's task found."""
+    """What a task of a scan found."""
 
-    lines: bytes
-    """JSON lines of the usable rows: row, id, audio path as in the manifest, transcript."""
-    line_lengths: np.ndarray
-    """int64, bytes of each line."""
-    rejected: list[Rejection]
-    seconds: float
-    """Duration of the usable rows together."""
+    lines: list[bytes] = field(default_factory=list)
+    """The usable rows, a JSON line each, see `encode_recording`."""
+    rejected: list[Rejection] = field(default_factory=list)
+    audio_faults: list[bytes] = field(default_factory=list)
+    """Of the rejected rows those whose audio file can't be used, a JSON line each, see `AudioToCheck.to_json`."""
+    duration_s: float = 0.0
+    """Of the usable rows together."""
+
+    @property
+    def line_lengths(self) -> np.ndarray:
+        """int64, bytes of each of `lines`."""
+        return np.array([len(line) for line in self.lines], np.int64)
 
 
-def check_rows(rules: Rules, start: int, stop: int) -> CheckedRows:
+def check_rows(table: Table, rules: Rules, start: int, stop: int) -> CheckedRows:
     """Judges rows `start` to `stop` - 1 of a manifest. Runs in a worker process."""
-    lines, rejected, seconds = [], [], 0.0
-    for row, (values, verdict) in enumerate(_judge(rules, rules.table.read(start, stop)), start):
-        row_id = values.name if values.id is None else str(values.id)
-        if isinstance(verdict, RecordingError):
-            rejected.append(Rejection(row, row_id, values.name, str(verdict)))
-        else:
-            seconds += verdict
-            line = json.dumps([row, row_id, values.audio, _transcript(values)], ensure_ascii=False)
-            lines.append(line.encode() + b"\n")
-    return CheckedRows(b"".join(lines), np.array([len(line) for line in lines], np.int64), rejected, seconds)
+    found = CheckedRows()
 
-
-def _judge(rules: Rules, rows: Iterator[ManifestRow]) -> Iterator[tuple[ManifestRow, float | RecordingError]]:
-    """Each row with its duration in seconds, or with why it can't be used; in threads when there are URLs to ask."""
-
-    def judge(row: ManifestRow) -> tuple[ManifestRow, float | RecordingError]:
+    def judge(row: ManifestRow) -> float | RecordingError:
         try:
-            return row, _check_row(rules, row)
+            _check_values(rules, row)
+            return _check_audio(rules, _audio_of(row))
         except RecordingError as error:
-            return row, error
+            return error
 
-    waiting: deque[Future[tuple[ManifestRow, float | RecordingError]]] = deque()
+    def is_at_url(row: ManifestRow) -> bool:
+        return _is_at_url(rules, row.audio)
+
+    rows = table.read(start, stop)
+    for number, (row, verdict) in enumerate(_in_threads(judge, rows, is_at_url), start):
+        row_id = row.id or row.name
+        if isinstance(verdict, RecordingError):
+            found.rejected.append(Rejection(number, row_id, row.name, str(verdict)))
+            if isinstance(verdict, AudioFileError) and not parse_locator(row.audio):
+                found.audio_faults.append(_audio_of(row).to_json(str(verdict)))
+        else:
+            found.duration_s += verdict
+            found.lines.append(encode_recording(number, row_id, row))
+    return found
+
+
+def has_changed(rules: Rules, audio_faults: Sequence[bytes]) -> bool:
+    """Whether audio files that an earlier scan refused are refused no longer, or for another reason. Runs in a worker.
+
+    Args:
+        rules: those of that scan.
+        audio_faults: lines of its `audio_faults.jsonl`.
+    """
+
+    def judge(line: bytes) -> bool:
+        audio, part, duration_s, reason = json.loads(line)
+        try:
+            _check_audio(rules, AudioToCheck(audio, Part(*part), duration_s))
+        except RecordingError as error:
+            return str(error) != reason
+        return True
+
+    def is_at_url(line: bytes) -> bool:
+        return _is_at_url(rules, json.loads(line)[0])
+
+    return any(changed for _, changed in _in_threads(judge, audio_faults, is_at_url))
+
+
+class AudioFileError(RecordingError):
+    """An audio file that can't be used. What is wrong lies outside of the manifest, and may be mended there."""
+
+
+def _in_threads(judge: Callable[[T], V], rows: Iterable[T], is_at_url: Callable[[T], bool]) -> Iterator[tuple[T, V]]:
+    """Each row with what `judge` says of it, in order; in threads where there are URLs to ask."""
+    waiting: deque[tuple[T, Future[V]]] = deque()
+
+    def next_answer() -> tuple[T, V]:
+        row, future = waiting.popleft()
+        return row, future.result()
+
     threads = ThreadPoolExecutor(URLS_AT_ONCE)  # it starts no thread before there is something to do
     try:
         for row in rows:
-            audio = join(rules.root, row.audio)
-            if is_url(audio) and not parse_locator(audio):
-                waiting.append(threads.submit(judge, row))
+            if is_at_url(row):
+                waiting.append((row, threads.submit(judge, row)))
                 if len(waiting) >= 2 * URLS_AT_ONCE:
-                    yield waiting.popleft().result()
+                    yield next_answer()
             else:
                 while waiting:
-                    yield waiting.popleft().result()
-                yield judge(row)
+                    yield next_answer()
+                yield row, judge(row)
         while waiting:
-            yield waiting.popleft().result()
+            yield next_answer()
     finally:
         threads.shutdown(cancel_futures=True)
 
 
-def _transcript(row: ManifestRow) -> str:
-    return str(row.text or "").strip()
+def _is_at_url(rules: Rules, audio: str) -> bool:
+    audio = join(rules.root, audio)
+    return is_url(audio) and not parse_locator(audio)
 
 
-def _check_row(rules: Rules, row: ManifestRow) -> float:
-    """Returns the recording's duration in seconds.
+def _audio_of(row: ManifestRow) -> AudioToCheck:
+    return AudioToCheck(row.audio, row.part if isinstance(row.part, Part) else WHOLE, row.duration_s)
+
+
+def _check_values(rules: Rules, row: ManifestRow) -> None:
+    """Refuses a row for what it says.
 
     Raises:
-        RecordingError: the row can't be used.
+        RecordingError: the reason.
     """
-    transcript = _transcript(row)
-    if not transcript:
+    if isinstance(row.transcript, RecordingError):
+        raise row.transcript
+    if not row.transcript:
         raise RecordingError("empty transcript")
     if not row.audio:
         raise RecordingError("no audio file named")
-    if rules.encoder.is_too_long(transcript):
-        tokens = len(rules.encoder.encode(transcript))
+    if rules.encoder.is_too_long(row.transcript):
+        tokens = len(rules.encoder.encode(row.transcript))
         raise RecordingError(f"transcript too long: {tokens} label tokens, the model takes {rules.encoder.max_tokens}")
+    if isinstance(row.part, RecordingError):
+        raise row.part
+    if row.duration_s is not None:
+        check_duration(row.duration_s, rules.spec, rules.data)
+
+
+def _check_audio(rules: Rules, row: AudioToCheck) -> float:
+    """Refuses an audio file that is missing, can't be read, or does not hold what the row names.
+
+    Returns:
+        The recording's duration in seconds.
+
+    Raises:
+        AudioFileError: the reason.
+    """
     audio = join(rules.root, row.audio)
-    duration_s = _parse_duration(row.duration)
-    if duration_s is None:
-        duration_s = recording_duration_s(audio, rules.data)
-    elif not is_url(audio) and not parse_locator(audio):
-        check_file(audio)
-    check_duration(duration_s, rules.spec, rules.data)
-    return duration_s
-
-
-def _parse_duration(value: object) -> float | None:
-    """Seconds, or None when the manifest does not say."""
-    if value is None or value == "":
-        return None
     try:
-        duration_s = float(str(value))
-    except ValueError as error:
-        raise RecordingError(f"duration {value!r} is not a number of seconds") from error
-    if not math.isfinite(duration_s):
-        raise RecordingError(f"duration {value!r} is not a number of seconds")
-    return duration_s
+        if row.duration_s is not None:
+            if not is_url(audio) and not parse_locator(audio):
+                check_file(audio)
+            return row.duration_s
+        duration_s = recording_duration_s(audio, rules.data) - row.part.offset_s
+        check_duration(duration_s, rules.spec, rules.data)
+        return duration_s
+    except RecordingError as error:
+        raise AudioFileError(str(error)) from error

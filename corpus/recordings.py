@@ -11,9 +11,12 @@ import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from audio.part import WHOLE, Part
+from corpus.manifest import ManifestRow
 from storage.remote_files import join
 
 OFFSETS = struct.Struct("=qq")
@@ -30,6 +33,39 @@ class Recording:
     audio: str
     """Locator of the audio: a path, a URL or a place in a Parquet file, see `audio_sources`."""
     transcript: str
+    """What is said, cleaned."""
+    part: Part = WHOLE
+    """Which part of the audio it is."""
+    language: str = ""
+    """As Whisper names it (Bengali or bn). Empty: the run's."""
+    task: str = ""
+    """transcribe or translate. Empty: the run's."""
+
+
+def encode_recording(number: int, row_id: str, row: ManifestRow) -> bytes:
+    """A usable row as a line of `rows.jsonl`: [row, id, audio, transcript], and {…} when there is more to say.
+
+    The identity of a stream rests on these bytes: a row that uses nothing new must look as it did before.
+    """
+    values: list[Any] = [number, row_id, row.audio, row.transcript]
+    assert isinstance(row.part, Part)
+    more = {
+        "offset_s": row.part.offset_s, "duration_s": row.part.duration_s, "channel": row.part.channel,
+        "language": row.language, "task": row.task,
+    }  # fmt: skip
+    if more := {name: value for name, value in more.items() if value or (value == 0 and name == "channel")}:
+        values.append(more)
+    return json.dumps(values, ensure_ascii=False).encode() + b"\n"
+
+
+def _decode_recording(line: bytes, root: str) -> Recording:
+    row, row_id, audio, transcript, *more = json.loads(line)
+    if not more:
+        return Recording(row, row_id, join(root, audio), transcript)
+    values = more[0]
+    part = Part(values.get("offset_s", 0.0), values.get("duration_s"), values.get("channel"))
+    language, task = values.get("language", ""), values.get("task", "")
+    return Recording(row, row_id, join(root, audio), transcript, part, language, task)
 
 
 class Recordings:
@@ -67,8 +103,7 @@ class Recordings:
         if not 0 <= index < self._length:
             raise IndexError(f"recording {index} of {self._length}")
         begin, end = OFFSETS.unpack(os.pread(self._index, OFFSETS.size, self._first_offset + 8 * index))
-        row, row_id, audio, transcript = json.loads(os.pread(self._file, end - begin, begin))
-        return Recording(row, row_id, join(self._root, audio), transcript)
+        return _decode_recording(os.pread(self._file, end - begin, begin), self._root)
 
     def __reduce__(self) -> tuple[type[Recordings], tuple[Path, str]]:
         return Recordings, (self._folder, self._root)

@@ -1,30 +1,31 @@
-"""The scan: worker processes judge slices of a manifest's table, once, and what they find is kept on disk."""
+"""The scan: worker processes judge slices of a corpus' table, once, and what they find is kept on disk."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import hashlib
+import itertools
 import json
 import logging
 import tempfile
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
+from common.files import cannot_write, digest_file
 from common.process_executor import ProcessExecutor
 from common.progress_bar import progress_bar
 from config import DataConfig
-from corpus.manifest import ManifestError, find_manifest, is_parquet
-from corpus.parquet_manifest import ParquetManifest, ParquetTable, index_parquet, open_parquet
-from corpus.recording_checks import CheckedRows, Rules, check_rows
+from corpus.formats import open_corpus
+from corpus.manifest import ROWS_PER_TASK, Corpus, ManifestError, Table
+from corpus.recording_checks import CheckedRows, Rules, check_rows, has_changed
 from corpus.recordings import Recordings
 from corpus.rejected_report import check_rejected, write_report
-from corpus.text_manifest import TextManifest, TextTable, digest_file, index_text_manifest, open_text_manifest
 from features.feature_spec import FeatureSpec
 from features.labels import TranscriptEncoder
 from storage.remote_files import is_url
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-SCAN_VERSION = 2
+SCAN_VERSION = 3
 """Part of the cache key: raise it when the scan judges differently."""
 
 HEARTBEAT_S = 1.0
@@ -63,143 +64,187 @@ def load_recordings(
         SourceError: a store of recordings can't be reached.
         TooManyRejectedError: too many of its rows can't be used.
     """
-    found = find_manifest(path)
-    cache = Path(data.cache_dir)
+    scanner = _Scanner(data, spec, encoder, report, processes, heartbeat)
     try:
-        if is_url(found):  # in another process: drivers take memory that this one would keep for days
-            with _executor(min(1, processes)) as executor:
-                manifest = _wait(executor.submit(open_manifest, found, data), heartbeat)
-        else:
-            manifest = open_manifest(found, data)
-        root = manifest.root if is_url(manifest.root) else str(Path(manifest.root).resolve())
-        rules = [SCAN_VERSION, manifest.content, root, asdict(spec), encoder.digest, encoder.max_tokens]
-        rules += [data.audio_column, data.text_column, data.min_duration_s, data.max_duration_s]
-        rules += [data.streaming] if isinstance(manifest, ParquetManifest) else []
-        folder = cache / "scans" / hashlib.blake2b(json.dumps(rules).encode(), digest_size=12).hexdigest()
-        if folder.exists():
-            logger.info("scan of %s taken from %s; delete that folder to scan again", manifest.name, folder)
-        else:
-            _scan(manifest, folder, data, spec, encoder, report, processes, heartbeat)
-        recordings = Recordings(folder, manifest.root)
+        with ProcessExecutor(processes) if processes else ThreadPoolExecutor(1) as executor:
+            corpus = scanner.wait(executor.submit(open_corpus, path, data))
+            recordings = scanner.find(executor, corpus) or scanner.scan(executor, corpus)
         write_report(report, recordings.rejected_file)
     except OSError as error:
-        raise ManifestError(f"cannot write {error.filename or cache}: {error.strerror or error}") from error
+        remedy = "make room, or choose another --data.cache_dir"
+        raise cannot_write(ManifestError, data.cache_dir, error, remedy) from error
     logger.info(
         "%s: %d usable recordings, %.2f h, %d rejected (%s)",
-        manifest.name, len(recordings), recordings.hours, recordings.rejected, report,
+        corpus.name, len(recordings), recordings.hours, recordings.rejected, report,
     )  # fmt: skip
     rows = len(recordings) + recordings.rejected
-    check_rejected(recordings.rejected, rows, data.max_rejected_fraction, manifest.name, report)
+    check_rejected(recordings.rejected, rows, data.max_rejected_fraction, corpus.name, report)
     return recordings
 
 
-def open_manifest(found: str, data: DataConfig) -> TextManifest | ParquetManifest:
-    """Identifies the content of a manifest.
+@dataclass(frozen=True)
+class _Scanner:
+    """Scans a corpus with an executor, or finds the result of an earlier scan."""
 
-    Args:
-        found: what `find_manifest` gave.
-        data: the cache folder, and how long to ask a store that does not answer.
-    """
-    return open_parquet(found, data) if is_parquet(found) else open_text_manifest(found, data)
+    data: DataConfig
+    spec: FeatureSpec
+    encoder: TranscriptEncoder
+    report: Path
+    processes: int
+    heartbeat: Callable[[], None]
 
+    def wait(self, future: Future[T]) -> T:
+        """The result of a task."""
+        while not concurrent.futures.wait([future], timeout=HEARTBEAT_S).done:
+            self.heartbeat()
+        return future.result()
 
-def index_manifest(manifest: TextManifest | ParquetManifest, data: DataConfig) -> TextTable | ParquetTable:
-    """The rows of a manifest as a table that needs no memory."""
-    if isinstance(manifest, ParquetManifest):
-        return index_parquet(manifest, data)
-    return index_text_manifest(manifest, data)
+    def _folder(self, corpus: Corpus) -> Path:
+        """Where the result of a scan of this content under these rules is kept."""
+        data = self.data
+        root = corpus.root if is_url(corpus.root) else str(Path(corpus.root).resolve())
+        rules = [SCAN_VERSION, corpus.content, root, asdict(self.spec), self.encoder.digest, self.encoder.max_tokens]
+        rules += [data.audio_column, data.text_column, data.min_duration_s, data.max_duration_s, data.streaming]
+        rules += [data.channel]
+        return Path(data.cache_dir) / "scans" / hashlib.blake2b(json.dumps(rules).encode(), digest_size=12).hexdigest()
 
+    def _rules(self, corpus: Corpus) -> Rules:
+        return Rules(corpus.root, self.spec, self.data, self.encoder)
 
-def _scan(
-    manifest: TextManifest | ParquetManifest, folder: Path, data: DataConfig, spec: FeatureSpec,
-    encoder: TranscriptEncoder, report: Path, processes: int, heartbeat: Callable[[], None],
-) -> None:  # fmt: skip
-    """Fills `folder`, all or nothing."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary, _executor(processes) as executor:
-        unfinished = Path(temporary) / "scan"
-        unfinished.mkdir()
-        # In another process: importing datasets takes 140 MB that this one would keep for days.
-        table = _wait(executor.submit(index_manifest, manifest, data), heartbeat)
-        rules = Rules(table, manifest.root, spec, data, encoder)
+    def find(self, executor: Executor, corpus: Corpus) -> Recordings | None:
+        """What an earlier scan has found, unless audio files that it refused have changed since."""
+        folder = self._folder(corpus)
+        if not folder.exists():
+            return None
+        with (folder / "audio_faults.jsonl").open("rb") as faults:
+            changed = self._in_turn(executor, _slices(faults), has_changed, self._rules(corpus))
+            if any(changed):
+                logger.info("%s: rejected audio files have changed, scanning again", corpus.name)
+                return None
+        logger.info("scan of %s taken from %s; delete that folder to scan again", corpus.name, folder)
+        return Recordings(folder, corpus.root)
+
+    def scan(self, executor: Executor, corpus: Corpus) -> Recordings:
+        """Judges all rows, and keeps the result on disk, all or nothing."""
+        folder = self._folder(corpus)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            unfinished = Path(temporary) / "scan"
+            unfinished.mkdir()
+            # Not here: parsing libraries take memory that this process would keep for days.
+            table = self.wait(executor.submit(_index, corpus, self.data))
+            for note in table.notes:
+                logger.info("%s: %s", corpus.name, note)
+            if not table.rows:
+                raise ManifestError(f"{corpus.name} holds no rows")
+            found = self._judge(executor, corpus, table, unfinished)
+            self._check_limit(corpus, table, found, unfinished)
+            _write_summary(corpus, table, found, unfinished)
+            _replace(folder, unfinished, Path(temporary))
+        return Recordings(folder, corpus.root)
+
+    def _judge(self, executor: Executor, corpus: Corpus, table: Table, folder: Path) -> _Found:
+        """Runs the scan's tasks and writes what they find, in the manifest's order."""
+        found = _Found()
+        checked_rows = self._in_turn(
+            executor, ((*task,) for task in table.tasks()), check_rows, table, self._rules(corpus)
+        )
         with (
-            open(unfinished / "rows.jsonl", "wb") as rows,
-            open(unfinished / "rejected.jsonl", "wb") as rejected,
+            open(folder / "rows.jsonl", "wb") as rows,
+            open(folder / "rejected.jsonl", "wb") as rejected,
+            open(folder / "audio_faults.jsonl", "wb") as audio_faults,
             progress_bar(table.rows, "row", "scan") as progress,
         ):
-            offsets, reasons, seconds = _collect(
-                executor, rules, max(1, processes), rows, rejected, progress, heartbeat
-            )
-        rejected_rows = sum(reasons.values())
-        if not table.rows:
-            raise ManifestError(f"{manifest.name} holds no rows")
-        if rejected_rows > data.max_rejected_fraction * table.rows or rejected_rows == table.rows:
-            write_report(report, unfinished / "rejected.jsonl")
-            check_rejected(rejected_rows, table.rows, data.max_rejected_fraction, manifest.name, report, reasons)
-        np.save(unfinished / "offsets.npy", offsets)
-        if isinstance(table, ParquetTable):
-            np.save(unfinished / "blocks.npy", _count_blocks(table, unfinished / "rows.jsonl"))
-        digest = hashlib.blake2b(
-            (manifest.content + digest_file(unfinished / "rows.jsonl")).encode(), digest_size=16
-        ).hexdigest()
-        summary = {"digest": digest, "hours": seconds / 3600, "rejected": rejected_rows, "manifest": manifest.name}
-        (unfinished / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
-        try:
-            unfinished.rename(folder)
-        except OSError:
-            if not folder.exists():  # another process scanned the same and was faster
-                raise
+            for checked in checked_rows:
+                rows.writelines(checked.lines)
+                rejected.writelines(rejection.to_json().encode() + b"\n" for rejection in checked.rejected)
+                audio_faults.writelines(checked.audio_faults)
+                found.add(checked)
+                progress.update(len(checked.lines) + len(checked.rejected))
+        return found
+
+    def _in_turn(
+        self, executor: Executor, tasks: Iterator[tuple[Any, ...]], function: Callable[..., T], *first: Any
+    ) -> Iterator[T]:
+        """Results of `function(*first, *task)` for each task, in order; a few tasks at a time are under way."""
+        pending: deque[Future[T]] = deque()
+        for task in tasks:
+            pending.append(executor.submit(function, *first, *task))
+            if len(pending) >= 2 * max(1, self.processes):
+                yield self.wait(pending.popleft())
+                self.heartbeat()
+        while pending:
+            yield self.wait(pending.popleft())
+
+    def _check_limit(self, corpus: Corpus, table: Table, found: _Found, folder: Path) -> None:
+        rejected, allowed = sum(found.reasons.values()), self.data.max_rejected_fraction
+        if rejected > allowed * table.rows or rejected == table.rows:
+            write_report(self.report, folder / "rejected.jsonl")
+            check_rejected(rejected, table.rows, allowed, corpus.name, self.report, found.reasons)
 
 
-def _count_blocks(table: ParquetTable, rows: Path) -> np.ndarray:
-    """int64 `[row groups, 2]`: usable recordings and bytes of each row group."""
-    ends = np.cumsum(table.groups[:, 2])
+@dataclass
+class _Found:
+    """What the tasks of a scan have found together."""
+
+    line_lengths: list[np.ndarray] = field(default_factory=lambda: [np.zeros(1, np.int64)])
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Rejected rows by kind of reason."""
+    duration_s: float = 0.0
+
+    def add(self, checked: CheckedRows) -> None:
+        """Counts what one task has found."""
+        self.line_lengths.append(checked.line_lengths)
+        self.reasons.update(rejection.reason.partition(":")[0] for rejection in checked.rejected)
+        self.duration_s += checked.duration_s
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """int64, where each line of rows.jsonl begins, and the end of the last."""
+        return np.cumsum(np.concatenate(self.line_lengths))
+
+
+def _index(corpus: Corpus, data: DataConfig) -> Table:
+    """Runs in a worker process."""
+    return corpus.index(data)
+
+
+def _slices(lines: IO[bytes]) -> Iterator[tuple[list[bytes]]]:
+    while some := list(itertools.islice(lines, ROWS_PER_TASK)):
+        yield (some,)
+
+
+def _write_summary(corpus: Corpus, table: Table, found: _Found, folder: Path) -> None:
+    """Writes what `Recordings` reads besides the rows themselves."""
+    np.save(folder / "offsets.npy", found.offsets)
+    if table.blocks is not None:
+        np.save(folder / "blocks.npy", _count_blocks(table.blocks, folder / "rows.jsonl"))
+    identity = corpus.content + digest_file(folder / "rows.jsonl")
+    summary = {
+        "digest": hashlib.blake2b(identity.encode(), digest_size=16).hexdigest(),
+        "hours": found.duration_s / 3600,
+        "rejected": sum(found.reasons.values()),
+        "manifest": corpus.name,
+    }
+    (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+
+
+def _count_blocks(blocks: np.ndarray, rows: Path) -> np.ndarray:
+    """int64 `[blocks, 2]`: usable recordings and bytes of each block."""
+    ends = np.cumsum(blocks[:, 0])
     usable = np.zeros(len(ends), np.int64)
     with rows.open("rb") as lines:
         for line in lines:
             usable[np.searchsorted(ends, int(line[1 : line.index(b",")]), side="right")] += 1
-    return np.stack([usable, table.groups[:, 3]], axis=1)
+    return np.stack([usable, blocks[:, 1]], axis=1)
 
 
-def _executor(processes: int) -> Executor:
-    if processes:
-        return ProcessExecutor(processes)
-    return ThreadPoolExecutor(1)
-
-
-def _wait(future: Future[T], heartbeat: Callable[[], None]) -> T:
-    while True:
-        try:
-            return future.result(timeout=HEARTBEAT_S)
-        except TimeoutError:
-            if future.done():  # the task's own
-                raise
-            heartbeat()
-
-
-def _collect(
-    executor: Executor, rules: Rules, processes: int, rows: IO[bytes], rejected: IO[bytes], progress: tqdm,
-    heartbeat: Callable[[], None],
-) -> tuple[np.ndarray, Counter[str], float]:  # fmt: skip
-    """Runs the scan's tasks, a few at a time, and writes their results in the manifest's order.
-
-    Returns:
-        int64 offsets of the lines in `rows` (one more than there are lines), rejected rows by kind of reason, and the
-        known duration of the usable ones in seconds.
-    """
-    tasks = rules.table.tasks()
-    pending: deque[Future[CheckedRows]] = deque()
-    lengths, reasons, seconds = [np.zeros(1, np.int64)], Counter[str](), 0.0
-    while True:
-        while len(pending) < 2 * processes and (task := next(tasks, None)):
-            pending.append(executor.submit(check_rows, rules, *task))
-        if not pending:
-            return np.cumsum(np.concatenate(lengths)), reasons, seconds
-        checked = _wait(pending.popleft(), heartbeat)
-        rows.write(checked.lines)
-        rejected.writelines(rejection.to_json().encode() + b"\n" for rejection in checked.rejected)
-        lengths.append(checked.line_lengths)
-        reasons.update(rejection.reason.partition(":")[0] for rejection in checked.rejected)
-        seconds += checked.seconds
-        heartbeat()
-        progress.update(len(checked.line_lengths) + len(checked.rejected))
+def _replace(folder: Path, finished: Path, temporary: Path) -> None:
+    """Puts a finished scan where it belongs; an earlier one goes to a folder that is deleted."""
+    if folder.exists():
+        folder.rename(temporary / "earlier")
+    try:
+        finished.rename(folder)
+    except OSError:
+        if not folder.exists():  # another process scanned the same and was faster
+            raise

@@ -13,10 +13,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from common.errors import one_line
+from common.files import digest_file
 from common.redaction import without_secrets
-from config import DataConfig
-from corpus.manifest import ENDINGS, FILE_NAMES, ROWS_PER_TASK, Columns, ManifestError, ManifestRow, pick_columns
+from config import HUB_MANIFEST, DataConfig
+from corpus.columns import Columns, pick_columns, read_row
+from corpus.manifest import ROWS_PER_TASK, Format, ManifestError, ManifestRow
 from storage.remote_files import is_file, is_url, read_file
+
+FILE_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.tsv")
+ENDINGS = (".csv", ".tsv", ".jsonl", ".json")
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,10 @@ class TextManifest:
     content: str
     """Identity of its content."""
 
+    def index(self, data: DataConfig) -> TextTable:
+        """See `index_text_manifest`."""
+        return index_text_manifest(self, data)
+
 
 @dataclass(frozen=True)
 class TextTable:
@@ -40,6 +49,9 @@ class TextTable:
     arrow_files: tuple[str, ...]
     rows: int
     columns: Columns
+    data: DataConfig
+    notes: tuple[str, ...] = ()
+    blocks: None = None
 
     def tasks(self) -> Iterator[tuple[int, int]]:
         """Ranges of rows, each enough for one task of a scan."""
@@ -50,24 +62,21 @@ class TextTable:
         """Rows `start` to `stop` - 1. The memory map lives only as long as the call, and so do its pages."""
         import pyarrow
 
-        audio, text, duration, row_id = (
-            self.columns.audio, self.columns.text, self.columns.duration, self.columns.id
-        )  # fmt: skip
-        names = [name for name in (audio, text, duration, row_id) if name]
         for path in self.arrow_files:
             with pyarrow.memory_map(path) as source:
                 table = pyarrow.ipc.open_stream(source).read_all()
-                piece = table.slice(max(0, start), max(0, stop - max(0, start))).select(names)
+                piece = table.slice(max(0, start), max(0, stop - max(0, start)))
                 for values in piece.to_pylist():
-                    name = str(values[audio] or "")
-                    yield ManifestRow(
-                        audio=name,
-                        name=without_secrets(name),
-                        text=values[text],
-                        duration=values[duration] if duration else None,
-                        id=values[row_id] if row_id else None,
-                    )
+                    yield read_row(values, self.columns, self.data)
                 start, stop = start - table.num_rows, stop - table.num_rows
+
+
+def _recognises(path: str) -> bool:
+    if is_url(path):
+        return not path.endswith(".parquet") and not HUB_MANIFEST.fullmatch(path)
+    if os.path.isdir(path):
+        return any((Path(path) / name).is_file() for name in FILE_NAMES)
+    return path.lower().endswith(ENDINGS)
 
 
 def open_text_manifest(manifest: str, data: DataConfig) -> TextManifest:
@@ -83,6 +92,9 @@ def open_text_manifest(manifest: str, data: DataConfig) -> TextManifest:
     """
     if not is_url(manifest):
         path = Path(manifest)
+        if path.is_dir():
+            path = next(path / name for name in FILE_NAMES if (path / name).is_file())
+            manifest = str(path)
         return TextManifest(manifest, os.path.abspath(path.parent), path, digest_file(path))
     name = posixpath.basename(urlsplit(manifest).path)
     try:
@@ -107,12 +119,6 @@ def open_text_manifest(manifest: str, data: DataConfig) -> TextManifest:
     copy.write_bytes(content)
     root = urlsplit(manifest)._replace(query="", fragment="").geturl().rpartition("/")[0]
     return TextManifest(without_secrets(manifest), root, copy, digest)
-
-
-def digest_file(path: Path) -> str:
-    """Identity of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def index_text_manifest(manifest: TextManifest, data: DataConfig) -> TextTable:
@@ -153,6 +159,7 @@ def index_text_manifest(manifest: TextManifest, data: DataConfig) -> TextTable:
         arrow_files=tuple(file["filename"] for file in table.cache_files),
         rows=len(table),
         columns=pick_columns(manifest.name, table.column_names, data),
+        data=data,
     )
 
 
@@ -170,3 +177,6 @@ def _csv_columns(manifest: TextManifest, delimiter: str) -> list[str]:
     if not first:
         raise ManifestError(f"{manifest.name} holds no rows")
     return names
+
+
+TEXT = Format("text", "a .csv, .tsv or .jsonl file, or a folder with a metadata.csv", _recognises, open_text_manifest)

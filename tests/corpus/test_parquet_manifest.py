@@ -22,7 +22,7 @@ from audio.waveform import load_waveform
 from common.errors import ConfigurationError
 from config import DataConfig
 from corpus.manifest import ManifestError
-from corpus.parquet_manifest import index_parquet, open_parquet
+from corpus.parquet_manifest import open_parquet
 from corpus.rejected_report import TooManyRejectedError
 from features.feature_spec import FeatureSpec
 from features.sample import SampleLimits, decode_sample
@@ -152,7 +152,7 @@ def test_a_streamed_data_set_takes_no_more_disk_than_allowed_and_reads_each_row_
 def test_a_data_set_that_does_not_fit_is_refused_with_the_figures_and_the_remedies(load, tmp_path):
     folder = write_shards(tmp_path / "parquet", example_rows())
     data = DataConfig(cache_dir=str(tmp_path / "cache"))
-    table = index_parquet(open_parquet(str(folder), data), data)
+    table = open_parquet(str(folder), data).index(data)
     huge = table.groups.copy()
     huge[:, 3] = 2**50
     with pytest.raises(ManifestError, match=r"takes 4194304\.00 GB .* GB free.*cache_dir, or .*--data.streaming True"):
@@ -164,7 +164,7 @@ def test_a_data_set_that_does_not_fit_is_refused_with_the_figures_and_the_remedi
 def test_what_is_unpacked_already_needs_no_room(tmp_path):
     folder = write_shards(tmp_path / "parquet", example_rows())
     data = DataConfig(cache_dir=str(tmp_path / "cache"))
-    table = index_parquet(open_parquet(str(folder), data), data)
+    table = open_parquet(str(folder), data).index(data)
     before = table._bytes_to_unpack()
     list(table.read(0, 3))
     assert 0 < table._bytes_to_unpack() < before

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import pickle
+import threading
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ from config import DataConfig, ModelConfig
 from corpus.manifest import ManifestError
 from corpus.recordings import Recordings
 from corpus.rejected_report import LateRejection, LateRejections, TooManyRejectedError, check_rejected, write_report
-from corpus.scan import load_recordings
+from corpus.scan import _Scanner, load_recordings
 from features.feature_spec import load_feature_spec
 from features.labels import load_transcript_encoder
 from tests.test_data_processor import write_bad_recordings
@@ -116,13 +119,13 @@ def test_each_bad_row_is_reported_with_its_reason_and_the_rest_goes_on(load, wri
 def test_the_manifests_duration_is_believed_without_reading_the_file(load, write_manifest, tmp_path):
     (tmp_path / "unread.wav").write_bytes(b"not looked at yet")
     rows = [
-        {"audio": "unread.wav", "text": "one", "duration": seconds} for seconds in ("2.5", "1", "31", "nan", "x", "0")
+        {"audio": "unread.wav", "text": "one", "duration": seconds} for seconds in ("2.5", "1", "31", "inf", "x", "0")
     ]
     recordings = load(write_manifest(rows), max_rejected_fraction=0.9)
     assert len(recordings) == 2
     assert recordings.hours == pytest.approx(3.5 / 3600)
     assert [line["reason"].split(":")[0] for line in report_of(tmp_path)] == [
-        "too long", "duration 'nan' is not a number of seconds", "duration 'x' is not a number of seconds", "too short",
+        "too long", "duration 'inf' is not a number of seconds", "duration 'x' is not a number of seconds", "too short",
     ]  # fmt: skip
 
 
@@ -158,13 +161,13 @@ def test_a_manifest_that_cannot_work_is_refused_with_the_remedy(load, tmp_path, 
 def test_a_manifest_that_is_not_there_or_not_utf8_or_no_manifest_is_refused(load, tmp_path):
     with pytest.raises(ManifestError, match=r"no manifest at .*--data.train_manifest"):
         load(tmp_path / "absent.csv")
-    with pytest.raises(ManifestError, match=r"holds no metadata\.csv"):
+    with pytest.raises(ManifestError, match=r"the folder holds none of: .*metadata\.csv"):
         load(tmp_path)
     (tmp_path / "latin.csv").write_bytes("audio,täxt\n".encode("latin-1"))
     with pytest.raises(ManifestError, match="not UTF-8"):
         load(tmp_path / "latin.csv")
     (tmp_path / "train.xlsx").write_bytes(b"")
-    with pytest.raises(ManifestError, match=r"expected a \.csv, \.tsv or \.jsonl"):
+    with pytest.raises(ManifestError, match=r"the file is none of: a \.csv, \.tsv or \.jsonl"):
         load(tmp_path / "train.xlsx")
 
 
@@ -181,6 +184,53 @@ def test_processes_and_a_second_start_find_the_same_recordings(load, write_recor
     for index in (0, 1, 2500, 4899):
         assert scanned[index] == cached[index] == alone[index] == pickle.loads(pickle.dumps(scanned))[index]
     assert scanned[4899].row == 4999
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_a_rejected_file_that_has_been_repaired_is_used_from_the_next_start_on(
+    load, write_recording, write_manifest, tmp_path, processes
+):
+    write_recording("a.wav")
+    (tmp_path / "broken.wav").write_bytes(b"not audio")
+    names = ["a.wav", "broken.wav", "absent.wav", "a.wav"]
+    manifest = write_manifest([{"audio": name, "text": "one" * (n < 3)} for n, name in enumerate(names)])
+    first = load(manifest, processes, max_rejected_fraction=0.8)
+    scanned = first.rejected_file.stat().st_ino
+    again = load(manifest, processes, max_rejected_fraction=0.8)
+    assert (again.digest, again.rejected_file.stat().st_ino) == (first.digest, scanned)  # not scanned again
+    write_recording("broken.wav")
+    repaired = load(manifest, processes, max_rejected_fraction=0.8)
+    assert [repaired[i].row for i in range(len(repaired))] == [0, 1]
+    assert repaired.digest != first.digest
+    assert first[0].row == 0  # who has the earlier result open can still read it
+    assert [line["row"] for line in report_of(tmp_path)] == [2, 3]
+    write_recording("absent.wav")
+    assert len(load(manifest, processes, max_rejected_fraction=0.8)) == 3
+
+
+def test_a_task_that_raises_a_time_out_of_its_own_is_not_waited_for_again(monkeypatch):
+    """Not even when it ends between the end of a wait and the look whether it is done."""
+    scanner = _Scanner(None, None, None, None, 0, lambda: None)
+    monkeypatch.setattr("corpus.scan.HEARTBEAT_S", 0.0)
+    future: Future[int] = Future()
+    threading.Timer(0.05, lambda: future.set_result(3)).start()
+    assert scanner.wait(future) == 3
+    failed: Future[int] = Future()
+    failed.set_exception(TimeoutError("of the task"))
+    with pytest.raises(TimeoutError, match="of the task"):
+        scanner.wait(failed)
+
+
+def test_a_manifest_that_may_not_be_read_is_said_to_be_unreadable(load, tmp_path):
+    (tmp_path / "loop.csv").symlink_to(tmp_path / "loop.csv")
+    with pytest.raises(ManifestError, match="no manifest at"):
+        load(tmp_path / "loop.csv")
+    (tmp_path / "unreadable.csv").symlink_to("/proc/self/mem")  # reading it fails, whoever the user is
+    with pytest.raises(ManifestError, match=r"cannot read .*unreadable\.csv: Input/output error"):
+        load(tmp_path / "unreadable.csv")
+    os.mkfifo(tmp_path / "train.csv")
+    with pytest.raises(ManifestError, match=r"train\.csv is a pipe or a device"):
+        load(tmp_path / "train.csv")
 
 
 def test_a_changed_manifest_is_scanned_anew(load, write_recording, write_manifest):
