@@ -39,10 +39,11 @@ def wav_header(*, sampling_rate: int = RATE_HZ, channels: int = 1, bits: int = 1
     return b"RIFF\xff\xff\xff\xffWAVEfmt " + struct.pack("<I", 16) + rates + b"data" + struct.pack("<I", data_bytes)
 
 
-def write_silence(path: Path, duration_s: float, sampling_rate: int, **options) -> None:
-    """Silence of any length, written a second at a time."""
+def write_ticks(path: Path, duration_s: float, sampling_rate: int, **options) -> None:
+    """A tick a second, for any length, written a second at a time."""
     with soundfile.SoundFile(path, "w", sampling_rate, options.pop("channels", 1), **options) as file:
         second = np.zeros((sampling_rate, file.channels), np.int16)
+        second[0] = 10_000
         for _ in range(round(duration_s)):
             file.write(second)
 
@@ -79,7 +80,6 @@ def write_corpus(folder: Path) -> dict[str, str]:
     corpus = {
         # Odd, but audio.
         audio("dc.wav", np.full(RATE_HZ, 0.7)): FINE,
-        audio("silence.wav", np.zeros(RATE_HZ)): FINE,
         audio("clipped.wav", np.sign(speech)): FINE,
         audio("impulse.wav", impulse): FINE,
         audio("faint.wav", 1e-38 * speech, subtype="FLOAT"): FINE,
@@ -108,14 +108,15 @@ def write_corpus(folder: Path) -> dict[str, str]:
         write("header only.flac", whole["flac"][:42]): "truncated|not readable as audio",
         write("noise behind the header.flac", whole["flac"][:86] + noise): "truncated|not readable as audio",
         # Claims of the header.
-        write("4 GB.wav", wav_header(data_bytes=2**32 - 16) + speech.astype(np.int16).tobytes()): f"{FINE}|too long",
+        write("4 GB.wav", wav_header(data_bytes=2**32 - 16) + (10_000 * speech).astype(np.int16).tobytes()): f"{FINE}|too long",
         write("zero channels.wav", wav_header(channels=0) + noise): "not readable as audio",
         write("65535 channels.wav", wav_header(channels=65_535) + noise): "not readable as audio",
         write("zero hertz.wav", wav_header(sampling_rate=0) + noise): "not readable as audio",
         write("4 gigahertz.wav", wav_header(sampling_rate=2**32 - 1) + noise): "not readable as audio",
         write("2 gigahertz.wav", wav_header(sampling_rate=2**31 - 1) + noise): "not readable as audio",
         write("zero bits.wav", wav_header(bits=0) + noise): "not readable as audio",
-        # No numbers.
+        # No sound, or no numbers.
+        audio("silence.wav", np.zeros(RATE_HZ)): "silence: all samples are 0",
         audio("nan.wav", np.full(RATE_HZ, np.nan), subtype="FLOAT"): "NaN or infinity",
         audio("one nan.wav", np.where(np.arange(RATE_HZ) == 99, np.nan, speech), subtype="FLOAT"): "NaN or infinity",
         audio("infinity.wav", np.full(RATE_HZ, -np.inf), subtype="FLOAT"): "NaN or infinity",
@@ -141,7 +142,7 @@ def write_corpus(folder: Path) -> dict[str, str]:
         "forbidden.wav": FINE if os.geteuid() == 0 else "cannot be read: Permission denied",
     }  # fmt: skip
     hours = folder / "three hours.flac"
-    write_silence(hours, 3 * 3600, 48_000, compression_level=0.0)  # 2 GB as float32
+    write_ticks(hours, 3 * 3600, 48_000, compression_level=0.0)  # 2 GB as float32
     for name, samples in (("unknown length", 0), ("3 s", 3 * 48_000)):
         lying = folder / f"three hours that claim to be {'of ' if not samples else ''}{name}.flac"
         lying.write_bytes(hours.read_bytes())
