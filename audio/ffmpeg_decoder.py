@@ -216,7 +216,7 @@ class FfmpegFile:
             if fruitless > _FRUITLESS_PACKETS:
                 raise FfmpegError("nothing in it can be decoded")
             for frame in frames:
-                if damage:
+                if damage and packet.size:  # what a decoder gives up at the end tells nothing
                     raise FfmpegError(f"damaged within: {damage}")
                 any_before = True
                 yield frame

@@ -16,6 +16,8 @@ from audio.mp3_stretch import cut_mp3
 
 READ_SAMPLES = 2**20
 """Samples, all channels together, that are decoded at a time."""
+_OPUS_PREROLL_S = 0.5
+"""Decoded before a stretch: what an Opus decoder remembers fades, to less than -50 dB in this time."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,14 @@ class LibsndfileReader:
 
     def blocks(self, start: int, frames: int) -> Iterator[np.ndarray]:
         """See `AudioFile`."""
-        if start:
-            self._file.seek(start)
-        return _read(self._file, frames)
+        skipped = min(start, round(_OPUS_PREROLL_S * self.sampling_rate)) if self._file.subtype == "OPUS" else 0
+        if start - skipped != self._file.tell():
+            self._file.seek(start - skipped)
+        return _read(self._file, skipped, frames)
 
     def whole_numbers(self, start: int, frames: int) -> np.ndarray:
         """As `blocks`, of a file with one channel of 16 bits: int16 `[samples]`."""
-        if start:
+        if start != self._file.tell():
             self._file.seek(start)
         samples: np.ndarray = self._file.read(frames, dtype="int16")
         return samples
@@ -111,9 +114,7 @@ class Mp3Reader:
         """See `AudioFile`."""
         content, begin = cut_mp3(self._source, self._index, start, frames)
         with soundfile.SoundFile(content) as file:
-            for block in _read(file, begin + frames):
-                yield block[begin:]
-                begin = max(0, begin - len(block))
+            yield from _read(file, begin, frames)
 
     def count(self) -> int:
         """See `AudioFile`."""
@@ -153,12 +154,12 @@ class FfmpegReader:
         return self._file.audio_among(decoded)
 
 
-def _read(file: soundfile.SoundFile, frames: int) -> Iterator[np.ndarray]:
-    """Decodes a piece at a time, as there may be 1024 channels."""
-    count = 0
+def _read(file: soundfile.SoundFile, skipped: int, frames: int) -> Iterator[np.ndarray]:
+    """Decodes a piece at a time, as there may be 1024 channels; without the first `skipped` samples."""
+    count, frames = 0, skipped + frames
     while count < frames:
         block = file.read(min(frames - count, max(1, READ_SAMPLES // file.channels)), np.float32, always_2d=True)
         if not len(block):
             return
+        yield block[max(0, skipped - count) :]
         count += len(block)
-        yield block

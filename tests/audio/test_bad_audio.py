@@ -28,6 +28,7 @@ from tests.runs import DIGITS, PRODUCER, Run, ending
 
 MOST_BYTES = 10**9
 RATE_HZ = 16_000
+PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3,\nwhole.wav\n#EXT-X-ENDLIST\n"
 FINE = "fine"
 """What `write_corpus` says of a file that can be used, odd as it is."""
 
@@ -101,6 +102,16 @@ def write_corpus(folder: Path) -> dict[str, str]:
         write("noise.raw", noise): "not readable as audio",
         write("noise.vox", noise): "not readable as audio",
         write("noise.gsm", noise): "not readable as audio",
+        # What ffmpeg reads, and what would lead it elsewhere.
+        write("noise.m4a", b"\0\0\0\x18ftypM4A \0\0\0\0M4A mp42" + noise): "not readable as audio",
+        write("noise.webm", b"\x1a\x45\xdf\xa3" + noise): "not readable as audio",
+        write("noise.wma", bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c") + noise): "not readable as audio",
+        write("noise.aac", b"\xff\xf1\x60\x40" + noise): "not readable as audio",
+        write("noise.ogg", b"OggS\0\2" + noise): "not readable as audio",
+        write("noise.avi", b"RIFF\0\0\0\0AVI LIST" + noise): "not readable as audio",
+        write("playlist.m3u8", PLAYLIST): "not readable as audio",
+        write("playlist.m4a", b"#EXTM3U\n" + PLAYLIST): "not readable as audio",
+        write("playlist.aac", b"ffconcat version 1.0\nfile 'whole.flac'\n"): "not readable as audio",
         # Half of it, or damaged.
         write("truncated.flac", whole["flac"][: len(whole["flac"]) // 2]): "truncated|not readable as audio",
         write("truncated.ogg", whole["ogg"][:100]): "not readable as audio|too short|truncated",
@@ -108,7 +119,8 @@ def write_corpus(folder: Path) -> dict[str, str]:
         write("header only.flac", whole["flac"][:42]): "truncated|not readable as audio",
         write("noise behind the header.flac", whole["flac"][:86] + noise): "truncated|not readable as audio",
         # Claims of the header.
-        write("4 GB.wav", wav_header(data_bytes=2**32 - 16) + (10_000 * speech).astype(np.int16).tobytes()): f"{FINE}|too long",
+        write("4 GB.wav", wav_header(data_bytes=2**32 - 16) + (10_000 * speech).astype("<i2").tobytes())
+        : f"{FINE}|too long",
         write("zero channels.wav", wav_header(channels=0) + noise): "not readable as audio",
         write("65535 channels.wav", wav_header(channels=65_535) + noise): "not readable as audio",
         write("zero hertz.wav", wav_header(sampling_rate=0) + noise): "not readable as audio",
