@@ -42,7 +42,8 @@ class _Levels:
     @property
     def powers(self) -> np.ndarray:
         """Of each channel."""
-        return self._squares / self._samples - np.square(self._sums / self._samples)
+        with np.errstate(invalid="ignore", over="ignore"):  # infinity stays, and is told elsewhere
+            return np.asarray(self._squares / self._samples - np.square(self._sums / self._samples))
 
     @property
     def ratio(self) -> float:
