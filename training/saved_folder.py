@@ -40,9 +40,9 @@ def complete_saved_folder(folder: Path, processor: WhisperProcessor) -> None:
     """
     processor.feature_extractor.save_pretrained(folder)
     _write_tokenizer_files(folder, processor.tokenizer)
-    _write_json(folder / CONFIG, _clean_config(_read_json(folder / CONFIG)))
+    _write_json(folder / CONFIG, _clean_config(load_json(folder / CONFIG)))
     generation = folder / GENERATION_CONFIG
-    _write_json(generation, _clean_generation_config(_read_json(generation)))
+    _write_json(generation, _clean_generation_config(load_json(generation)))
 
 
 def _write_tokenizer_files(folder: Path, tokenizer: WhisperTokenizer) -> None:
@@ -61,7 +61,7 @@ def _write_tokenizer_files(folder: Path, tokenizer: WhisperTokenizer) -> None:
     _write_json(folder / "special_tokens_map.json", specials)
     if normalizer := getattr(tokenizer, "english_spelling_normalizer", None):
         _write_json(folder / "normalizer.json", normalizer)
-    settings = _read_json(folder / TOKENIZER_CONFIG)
+    settings = load_json(folder / TOKENIZER_CONFIG)
     settings.pop("extra_special_tokens", None)  # a list here stops transformers 4 with an AttributeError
     settings |= specials | {
         "added_tokens_decoder": {str(token["id"]): {name: token[name] for name in _PROPERTIES} for token in added},
@@ -90,7 +90,8 @@ def _clean_generation_config(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in foreign}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def load_json(path: Path) -> dict[str, Any]:
+    """Reads one of the folder's settings files."""
     return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
