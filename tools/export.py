@@ -115,8 +115,8 @@ def load(name: str) -> tuple[WhisperForConditionalGeneration, WhisperProcessor]:
     window_s = processor.feature_extractor.chunk_length
     if window_s != WINDOW_S or model.config.max_source_positions != 50 * WINDOW_S:
         raise UserError(
-            f"{name} has a window of {window_s} s: faster-whisper, whisper.cpp and openai-whisper take {WINDOW_S} s for "
-            "granted. Use it with transformers or tools.transcribe"
+            f"{name} has a window of {window_s} s: faster-whisper, whisper.cpp and openai-whisper take {WINDOW_S} s "
+            "for granted. Use it with transformers or tools.transcribe"
         )
     return model, processor
 

@@ -42,7 +42,7 @@ def _write_ct2(model: WhisperForConditionalGeneration, plain: Path, output: Path
     """By CTranslate2's own converter."""
     from ctranslate2.converters import TransformersConverter
 
-    TransformersConverter(str(plain), copy_files=CT2_COPIED).convert(str(output), quantization, force=True)
+    TransformersConverter(str(plain), copy_files=CT2_COPIED).convert(str(output), quantization=quantization, force=True)
 
 
 def _decode_ct2(reference: GreedyReference, output: Path) -> list[list[int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,8 @@ class GreedyReference:
     @property
     def end(self) -> int:
         """The token that ends a transcript."""
-        return int(self.model.config.eos_token_id)
+        end: Any = self.model.config.eos_token_id
+        return int(end)
 
     def greedy(self, next_logits: Callable[[int, list[int]], np.ndarray]) -> list[list[int]]:
         """Decodes all samples with another runtime's forward pass.
@@ -47,12 +49,12 @@ class GreedyReference:
         Args:
             next_logits: index of a sample and the tokens so far → float `[vocabulary]` for the next one.
         """
-        return [self._greedy(lambda tokens, i=i: next_logits(i, tokens)) for i in range(len(self.samples))]
+        return [self._greedy(next_logits, sample) for sample in range(len(self.samples))]
 
-    def _greedy(self, next_logits: Callable[[list[int]], np.ndarray]) -> list[int]:
+    def _greedy(self, next_logits: Callable[[int, list[int]], np.ndarray], sample: int) -> list[int]:
         written: list[int] = []
         while len(written) < MAX_NEW_TOKENS:
-            logits = next_logits(self.prompt + written).copy()
+            logits = next_logits(sample, self.prompt + written).copy()
             logits[self.suppressed + (self.suppressed_first if not written else [])] = -np.inf
             token = int(logits.argmax())
             if token == self.end:
@@ -83,12 +85,16 @@ def make_reference(
     Raises:
         UserError: a sample can't be read.
     """
-    extractor, generation = processor.feature_extractor, model.generation_config
+    extractor = processor.feature_extractor
+    generation: Any = model.generation_config
     waveforms = [_first_window(sample, extractor.sampling_rate, extractor.chunk_length) for sample in samples]
     features = extractor(waveforms, sampling_rate=extractor.sampling_rate, return_tensors="pt").input_features
-    spoken = {}
+    spoken: dict[str, Any] = {}
     if getattr(generation, "is_multilingual", True):
-        spoken = {"language": generation.language or "english", "task": generation.task or "transcribe"}
+        spoken = {
+            "language": getattr(generation, "language", None) or "english",
+            "task": getattr(generation, "task", None) or "transcribe",
+        }
     processor.tokenizer.set_prefix_tokens(**{"language": None, "task": None, **spoken}, predict_timestamps=False)
     end = model.config.eos_token_id
     with torch.inference_mode():

@@ -171,7 +171,7 @@ class StreamTrainer(Seq2SeqTrainer):
             CheckpointError: it cannot be written.
         """
         with saving(self._output_dir):
-            self.save_model()
+            self.save_model(_internal_call=True)  # or Hugging Face would push it now, without its card
             self.save_state()
 
     # What Hugging Face's loop asks for
@@ -317,6 +317,9 @@ class StreamTrainer(Seq2SeqTrainer):
         super()._save(output_dir, state_dict)
         if self.args.should_save and isinstance(self.processing_class, WhisperProcessor):
             complete_saved_folder(Path(output_dir or self._output_dir), self.processing_class)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Nothing: Hugging Face would put unfinished weights into the output folder. `hub_upload` pushes at the end."""
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._check_output_dir()
