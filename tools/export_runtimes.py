@@ -54,7 +54,7 @@ def _decode_ct2(reference: GreedyReference, output: Path) -> list[list[int]]:
         features,
         [reference.prompt] * len(reference.samples),
         beam_size=1,
-        max_length=len(reference.prompt) + MAX_NEW_TOKENS,
+        max_length=2 * MAX_NEW_TOKENS,  # it writes at most half of that, leaving the rest to prompts
         suppress_blank=True,
         suppress_tokens=reference.suppressed,
     )
