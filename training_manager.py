@@ -33,10 +33,12 @@ from sample_queue.protocol import PlanCard
 from sample_queue.reader import SampleReader, trainer_token
 from training.arguments import make_training_arguments
 from training.batches import BatchMaker, EvaluationCollator, PositionDataset, StreamCollator
-from training.checkpoints import TRAINER_STATE, Checkpoint, Progress, newest_complete, remove_incomplete
+from training.checkpoints import TRAINER_STATE, Checkpoint, Progress, newest_complete, remove_incomplete, saving
+from training.hub_upload import upload_model
 from training.log import LogLine
 from training.metrics import TranscriptionMetrics
 from training.model import check_model_fits
+from training.model_card import write_model_card
 from training.output_folder import OutputFolder
 from training.report import make_report
 from training.schedule import Schedule, make_schedule
@@ -173,14 +175,19 @@ class TrainingRun:
         return trainer.evaluate()
 
     def save(self, trainer: StreamTrainer) -> None:
-        """Saves the model with all that is needed to load it, and says in the queue that the run is finished.
+        """Saves the model with all that is needed to load it and its card, and says in the queue that the run is
+        finished; then pushes it to the Hub, if that is wanted.
 
         Raises:
-            UserError: the output folder cannot be written.
+            UserError: the output folder cannot be written, or the Hub not be reached.
         """
         trainer.save_final_model()
         if self._leads:
+            with saving(self._output_dir):
+                write_model_card(self._output_dir, self._config, trainer)
             self._reader.finish()
+            if self._arguments.push_to_hub:
+                logger.info("pushed: %s", upload_model(self._output_dir, self._arguments))
 
     def report(self, trainer: StreamTrainer, metrics: dict[str, float]) -> str:
         """The closing report; empty on all ranks but the first."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import EarlyStoppingCallback, Seq2SeqTrainer, TrainerCallback
+from transformers import EarlyStoppingCallback, Seq2SeqTrainer, TrainerCallback, WhisperProcessor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from common.command_line import Interruption
@@ -33,6 +33,7 @@ from training.checkpoints import (
 )
 from training.log import SamplesLog, SamplesLogError
 from training.ranks import agree, sum_over_ranks
+from training.saved_folder import complete_saved_folder
 from training.schedule import Schedule
 from training.stop_flag import StopFlag, leave_signals_to_the_trainer
 from training.token_mean_loss import TokenMeanLoss
@@ -170,7 +171,7 @@ class StreamTrainer(Seq2SeqTrainer):
             CheckpointError: it cannot be written.
         """
         with saving(self._output_dir):
-            self.save_model()
+            self.save_model(_internal_call=True)  # or Hugging Face would push it now, without its card
             self.save_state()
 
     # What Hugging Face's loop asks for
@@ -315,6 +316,14 @@ class StreamTrainer(Seq2SeqTrainer):
         """Hugging Face would make a removed folder again without a word: the record, and the best model, are gone."""
         if not self._output_dir.is_dir() or (self._samples_log and self._samples_log.is_removed):
             raise OutputRemovedError(self._output_dir)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save and isinstance(self.processing_class, WhisperProcessor):
+            complete_saved_folder(Path(output_dir or self._output_dir), self.processing_class)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Nothing: Hugging Face would put unfinished weights into the output folder. `hub_upload` pushes at the end."""
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._check_output_dir()
