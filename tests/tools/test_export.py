@@ -47,15 +47,13 @@ def test_faster_whisper_writes_what_hugging_face_writes(trained, reference, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["ct2"]
     waveform, _ = soundfile.read(reference.samples[0], dtype="float32")
     window = np.pad(waveform, (0, 30 * 16000 - len(waveform)))  # it pads the log-mel with 0 where others pad the audio
-    segments, _ = WhisperModel(str(tmp_path / "ct2"), device="cpu").transcribe(
-        window, language="en", beam_size=1, temperature=0.0, without_timestamps=True,
-        max_new_tokens=TOKENS, suppress_tokens=reference.suppressed, compression_ratio_threshold=None,
-        log_prob_threshold=None, no_speech_threshold=None,
-    )  # fmt: skip
-    written = [token for segment in segments for token in segment.tokens if token != reference.end]
-    shared = min(len(written), len(reference.tokens[0]))
-    assert shared >= TOKENS // 2 - 2  # it counts prompts among the tokens
-    assert written[:shared] == reference.tokens[0][:shared]
+    # Not by `transcribe`, whose prompt is that of an English-only model for every vocabulary below OpenAI's size.
+    whisper = WhisperModel(str(tmp_path / "ct2"), device="cpu")
+    heard = whisper.encode(whisper.feature_extractor(window)[:, :3000])
+    answer = whisper.model.generate(
+        heard, [reference.prompt], beam_size=1, max_length=2 * TOKENS, suppress_tokens=reference.suppressed
+    )
+    assert answer[0].sequences_ids[0] == reference.tokens[0]
 
 
 def test_openai_whisper_loads_it_and_gives_the_same_logits(trained, reference, tmp_path, monkeypatch):
