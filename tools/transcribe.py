@@ -9,6 +9,7 @@ references, and prints error rates; without FILES it transcribes the manifest's.
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -105,7 +106,7 @@ def transcribe(transcriber: Transcriber, files: Sequence[str], settings: Setting
     """
     names = output_names(files, settings.format) if settings.output else []
     found: dict[int, Transcript] = {}
-    bar = progress_bar(round(sum(map(duration_s, files))), "s", "transcribing")
+    bar = progress_bar(math.ceil(sum(map(duration_s, files))), "s", "transcribing")
     with bar, logging_redirect_tqdm():
         for index, transcript in transcriber.transcribe(files, lambda seconds: bar.update(round(seconds, 2))):
             found[index] = transcript
