@@ -1,9 +1,8 @@
 """What it costs to read segments of a long recording, and to count the lengths of MP3 files; used by `sources.py`.
 
-segment of …         CPU time of a segment of 3 to 5 s of a long file, in random order, divided by that of the same audio in
-                     a file of its own of the same format
-scan of MP3          files/s of a scan with two processes, by the clock; half of them without a Xing header, whose frames
-                     are counted
+segment of …         CPU time of a segment of 3 to 5 s of a long file, in random order, divided by that of the same
+                     audio in a file of its own of the same format
+scan of MP3          files/s of CPU time, one process; half of them without a Xing header, so that frames are counted
 """
 
 from __future__ import annotations
@@ -74,12 +73,12 @@ def write(path: Path, waveform: np.ndarray) -> None:
 
 
 def measure_segments(
-    clips: Path, folder: Path, hours: float, count: int, spec: FeatureSpec
+    clips: Path, folder: Path, hours: float, count: int, spec: FeatureSpec, kinds: tuple[str, ...] = KINDS
 ) -> Iterator[tuple[str, float]]:
     """Names and figures."""
     folder.mkdir()
     data, segments, waveform = DataConfig(), Segments.draw(hours, count), speech(clips, hours)
-    for kind in KINDS:
+    for kind in kinds:
         long, own = folder / f"long.{kind}", []
         write(long, waveform)
         for number, (begin, length) in enumerate(zip(segments.begins, segments.lengths, strict=True)):
