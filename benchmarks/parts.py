@@ -88,13 +88,14 @@ def measure_segments(
             Part(begin / RATE_HZ, length / RATE_HZ)
             for begin, length in zip(segments.begins.tolist(), segments.lengths.tolist(), strict=True)
         ]
-        seconds = []
-        for jobs in ([(file, WHOLE) for file in own], [(long, part) for part in parts]):
-            load_waveform(*jobs[0][:1], spec, data, jobs[0][1])
-            started = time.process_time()
-            for file, part in jobs:
-                load_waveform(file, spec, data, part)
-            seconds.append(time.process_time() - started)
+        seconds = np.zeros(2)
+        for file, part in zip(
+            own, parts, strict=True
+        ):  # in turns, so that other work on the machine disturbs both alike
+            for which, job in enumerate(((file, WHOLE), (long, part))):
+                started = time.process_time()
+                load_waveform(job[0], spec, data, job[1])
+                seconds[which] += time.process_time() - started
         yield f"segment of {hours:g} h of {kind}, times its own file", seconds[1] / seconds[0]
         yield f"segment of {hours:g} h of {kind}, ms", 1000 * seconds[1] / count
     yield "most memory of the process, MB", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
