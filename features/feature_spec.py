@@ -76,11 +76,12 @@ def load_feature_spec(model_name: str) -> FeatureSpec:
         raise ModelFilesError(
             f"the preprocessor configuration of {model_name!r} has no {error}: not a Whisper model?"
         ) from error
-    config = load_model_config(model_name)
-    for what, features, model in (
-        ("mel bins", spec.num_mel_bins, config["num_mel_bins"]),
-        ("frames in a window", spec.window_frames, 2 * config["max_source_positions"]),
+    config = load_model_config(model_name, required=False)
+    for what, features, name, per_unit in (
+        ("mel bins", spec.num_mel_bins, "num_mel_bins", 1),
+        ("frames in a window", spec.window_frames, "max_source_positions", 2),
     ):
+        model = per_unit * config.get(name, features // per_unit)
         if features != model:
             raise ModelFilesError(
                 f"the preprocessor configuration of {model_name!r} gives {features} {what}, its config.json {model}: "
@@ -104,9 +105,9 @@ def load_model_config(model_name: str, file_name: str = "config.json", *, requir
 
     try:
         path = cached_file(model_name, file_name, _raise_exceptions_for_missing_entries=required)
-        if path is None:
+        if path is None and not required:
             return {}
-        with open(path, encoding="utf-8") as file:
+        with open(path or "", encoding="utf-8") as file:
             config = json.load(file)
     except (OSError, ValueError) as error:
         raise model_files_error(model_name, f"a {file_name}", error) from error
