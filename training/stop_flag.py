@@ -60,8 +60,8 @@ class StopFlag:
 def leave_signals_to_the_trainer(worker_id: int) -> None:
     """Sets a DataLoader worker's signal handlers, so that a signal to the whole process group ends it without an error.
 
-    It ignores Ctrl-C, on which the trainer sets the flag. At SIGTERM it exits with code 0: the trainer ends workers
-    that it no longer needs that way, too, and another exit code would raise in the middle of the trainer's step.
+    It ignores Ctrl-C, on which the trainer sets the flag. At SIGTERM it exits with code 0: the trainer also ends
+    workers that it no longer needs that way, and another exit code would raise in the middle of the trainer's step.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
