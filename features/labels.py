@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -11,6 +12,9 @@ from tokenizers import Tokenizer
 from common.errors import UserError
 from config import ModelConfig
 from features.feature_spec import ModelFilesError, model_files_error
+
+_CONTROL_TOKEN = re.compile(r"<\|.*\|>", re.DOTALL)
+"""What Whisper's own special tokens look like; older tokenizer files do not mark all of them as special."""
 
 
 class TranscriptEncoder:
@@ -25,6 +29,10 @@ class TranscriptEncoder:
         self._tokenizer = tokenizer
         self.max_tokens = max_tokens
         self._special_tokens = len(tokenizer.encode("").ids)
+        added = tokenizer.get_added_tokens_decoder().values()
+        special = [token.content for token in added if token.special or _CONTROL_TOKEN.fullmatch(token.content)]
+        longest_first = sorted(special, key=len, reverse=True)
+        self._special_token = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     def encode(self, transcript: str) -> np.ndarray:
         """Labels of a transcript, int32 `[tokens]`, from `<|startoftranscript|>` to `<|endoftext|>`."""
@@ -37,6 +45,14 @@ class TranscriptEncoder:
         """
         at_most = len(transcript.encode()) + self._special_tokens
         return at_most > self.max_tokens and len(self.encode(transcript)) > self.max_tokens
+
+    def special_token_in(self, transcript: str) -> str | None:
+        """The first of the tokenizer's special tokens that a transcript holds, such as `<|0.00|>` or `<|endoftext|>`.
+
+        The tokenizer would read it as that token, not as text. Tokens that were added for text do not count.
+        """
+        found = self._special_token.search(transcript)
+        return found[0] if found else None
 
     @property
     def digest(self) -> str:
