@@ -46,7 +46,8 @@ def main() -> None:
 
 def plan_stream(config: Config) -> Recipe:
     """Reads and scans the manifest, and plans the stream. A trainer that waits for the plan hears that it is coming."""
-    find_manifest(config.data.train_manifest)  # a wrong path is told before a server is started or a model fetched
+    # A wrong path is told before a server is started or a model fetched.
+    find_manifest(config.data.train_manifest, config.data.format)
     check_executor(config)
     spec = load_feature_spec(config.model.model_name)
     spec.check_sample_rate(config.audio_augmentation.sample_rate)

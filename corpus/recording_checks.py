@@ -21,9 +21,8 @@ from corpus.recordings import encode_recording
 from corpus.rejected_report import Rejection
 from features.feature_spec import FeatureSpec
 from features.labels import TranscriptEncoder
-from storage.audio_sources import URLS_AT_ONCE
+from storage.audio_sources import URLS_AT_ONCE, is_inside_file
 from storage.remote_files import is_url, join
-from storage.row_group_cache import parse_locator
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -80,7 +79,7 @@ def check_rows(table: Table, rules: Rules, start: int, stop: int) -> CheckedRows
             found.lines.append(encode_recording(number, row_id, row))
             continue
         found.rejected.append(Rejection(number, row_id, row.name, str(verdict)))
-        if isinstance(verdict, AudioFileError) and not parse_locator(row.audio):
+        if isinstance(verdict, AudioFileError) and not is_inside_file(row.audio):
             found.audio_faults.append(_audio_fault(row, str(verdict)))
     return found
 
@@ -144,7 +143,7 @@ def _in_threads(judge: Callable[[T], V], rows: Iterable[T], is_at_url: Callable[
 
 
 def _is_at_url(rules: Rules, audio: str) -> bool:
-    return (is_url(audio) or is_url(rules.root)) and is_url(join(rules.root, audio)) and not parse_locator(audio)
+    return (is_url(audio) or is_url(rules.root)) and is_url(join(rules.root, audio)) and not is_inside_file(audio)
 
 
 def _check_values(rules: Rules, row: ManifestRow) -> Part:
@@ -199,7 +198,7 @@ def _check_audio(rules: Rules, name: str, part: Part, duration_s: float | None) 
         if duration_s is None:
             duration_s = recording_duration_s(audio, rules.data) - part.offset_s
             check_duration(duration_s, rules.spec, rules.data)
-        elif not is_url(audio) and not parse_locator(audio):
+        elif not is_url(audio) and not is_inside_file(audio):
             check_file(audio)
         return duration_s
     except RecordingError as error:
