@@ -48,9 +48,12 @@ def find_manifest(path: str, format_name: str = "") -> tuple[str, Format]:
     if not is_url(path) and not HUB_MANIFEST.fullmatch(path):
         path = str(Path(path).expanduser())
         _check_local(path)
-    for each in FORMATS:
-        if each.name == format_name or (not format_name and each.recognises(path)):
-            return path, each
+    try:
+        for each in FORMATS:
+            if each.name == format_name or (not format_name and each.recognises(path)):
+                return path, each
+    except OSError as error:
+        raise _cannot_read(path, error) from error
     if format_name:
         names = ", ".join(each.name for each in FORMATS)
         raise ManifestError(f"data.format is {format_name!r}: expected one of {names}, or nothing to have it found out")
@@ -91,4 +94,8 @@ def open_corpus(path: str, data: DataConfig) -> Corpus:
     try:
         return kind.open(found, data)
     except OSError as error:
-        raise ManifestError(f"cannot read {error.filename or found}: {error.strerror or error}") from error
+        raise _cannot_read(found, error) from error
+
+
+def _cannot_read(path: str, error: OSError) -> ManifestError:
+    return ManifestError(f"cannot read {error.filename or path}: {error.strerror or error}")
