@@ -114,6 +114,9 @@ class DataConfig:
     hf://org/name/config:split, hf://org/name@revision:split; splits are joined by +."""
     eval_manifest: str = ""
     """Evaluation manifest of the same form. Empty: no evaluation, no best model, no early stopping."""
+    format: str = ""
+    """How both manifests are written, by its name in docs/sources.md (kaldi, common_voice, webdataset, …). Empty: it is
+    found out by looking."""
     audio_column: str = ""
     """Name of the audio column. Empty: the first of audio, file_name, path that the manifest has."""
     text_column: str = ""

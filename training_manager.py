@@ -63,7 +63,8 @@ class TrainingRun:
             UserError: an argument that cannot work, or an output folder that cannot be written or is another trainer's.
         """
         if config.data.eval_manifest:
-            find_manifest(config.data.eval_manifest)  # a wrong path is told now, not after the model and the plan
+            # A wrong path is told now, not after the model and the plan.
+            find_manifest(config.data.eval_manifest, config.data.format)
         disable_progress_bar()  # of loading and writing weights: noise in a log file
         self._config = config
         self._output_dir = Path(config.model.output_dir).expanduser()

@@ -11,16 +11,18 @@ from urllib.parse import urlsplit
 from common.redaction import without_secrets
 from config import HUB_MANIFEST, DataConfig
 from corpus.manifest import Corpus, Format, ManifestError
+from corpus.mixture import mixture_format
 from corpus.parquet_manifest import PARQUET, WILDCARDS
 from corpus.text_manifest import TEXT
 from storage.remote_files import is_url, local_path
 
-FORMATS: tuple[Format, ...] = (TEXT, PARQUET)
-"""The first that recognises a path opens it."""
 
-
-def find_manifest(path: str) -> tuple[str, Format]:
+def find_manifest(path: str, format_name: str = "") -> tuple[str, Format]:
     """The corpus that a path means. Looks at this machine's disks only.
+
+    Args:
+        path: see `DataConfig.train_manifest`.
+        format_name: `DataConfig.format`; empty: by looking.
 
     Returns:
         The path as its format opens it, and the format.
@@ -33,8 +35,11 @@ def find_manifest(path: str) -> tuple[str, Format]:
         path = str(Path(path).expanduser())
         _check_local(path)
     for each in FORMATS:
-        if each.recognises(path):
+        if each.name == format_name or (not format_name and each.recognises(path)):
             return path, each
+    if format_name:
+        names = ", ".join(each.name for each in FORMATS)
+        raise ManifestError(f"data.format is {format_name!r}: expected one of {names}, or nothing to have it found out")
     known = "; ".join(each.expects for each in FORMATS)
     if is_url(path):
         name = without_secrets(path)
@@ -61,8 +66,12 @@ def open_corpus(path: str, data: DataConfig) -> Corpus:
         ManifestError: there is none, or it can't be read.
         SourceError: it can't be reached.
     """
-    found, kind = find_manifest(path)
+    found, kind = find_manifest(path, data.format)
     try:
         return kind.open(found, data)
     except OSError as error:
         raise ManifestError(f"cannot read {error.filename or found}: {error.strerror or error}") from error
+
+
+FORMATS: tuple[Format, ...] = (mixture_format(find_manifest, open_corpus), TEXT, PARQUET)
+"""The first that recognises a path opens it."""

@@ -19,7 +19,7 @@ from corpus.manifest import ManifestRow, Table
 from corpus.recordings import encode_recording
 from corpus.rejected_report import Rejection
 from features.feature_spec import FeatureSpec
-from features.labels import TranscriptEncoder
+from features.labels import LanguageError, TranscriptEncoder
 from storage.audio_sources import URLS_AT_ONCE
 from storage.remote_files import is_url, join
 from storage.row_group_cache import parse_locator
@@ -171,13 +171,22 @@ def _check_values(rules: Rules, row: ManifestRow) -> None:
         raise RecordingError("empty transcript")
     if not row.audio:
         raise RecordingError("no audio file named")
-    if rules.encoder.is_too_long(row.transcript):
-        tokens = len(rules.encoder.encode(row.transcript))
-        raise RecordingError(f"transcript too long: {tokens} label tokens, the model takes {rules.encoder.max_tokens}")
+    _check_labels(rules.encoder, row.transcript, row.language, row.task)
     if isinstance(row.part, RecordingError):
         raise row.part
     if row.duration_s is not None:
         check_duration(row.duration_s, rules.spec, rules.data)
+
+
+def _check_labels(encoder: TranscriptEncoder, transcript: str, language: str, task: str) -> None:
+    """Refuses labels that the model does not take."""
+    try:
+        if not encoder.is_too_long(transcript, language, task):
+            return
+        tokens = len(encoder.encode(transcript, language, task))
+    except LanguageError as error:
+        raise RecordingError(str(error)) from error
+    raise RecordingError(f"transcript too long: {tokens} label tokens, the model takes {encoder.max_tokens}")
 
 
 def _check_audio(rules: Rules, row: AudioToCheck) -> float:
