@@ -115,6 +115,7 @@ class TrainingRun:
         trainer = StreamTrainer(
             schedule=schedule,
             samples_per_epoch=card.samples_per_epoch,
+            corpora=card.corpora,
             progress=Progress(plan=card.fingerprint),
             reader=self._reader,
             trained=self._trained,

@@ -67,6 +67,8 @@ class Progress(TrainerCallback, ExportableState):
     """Time spent, evaluation included, in seconds."""
     waited_s: float = 0.0
     """Time of it spent waiting for samples, in seconds."""
+    trained_by_corpus: dict[str, int] = field(default_factory=dict)
+    """Samples that have been trained of each corpus of a mixture."""
 
     def state(self) -> dict[str, Any]:
         """What Hugging Face stores: no arguments to construct with, and the attributes to set."""

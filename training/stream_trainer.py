@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -31,6 +32,7 @@ from training.checkpoints import (
     saving,
     unmark,
 )
+from training.languages import own_prompts
 from training.log import SamplesLog, SamplesLogError
 from training.ranks import agree, sum_over_ranks
 from training.schedule import Schedule
@@ -50,6 +52,7 @@ class StreamTrainer(Seq2SeqTrainer):
         *,
         schedule: Schedule,
         samples_per_epoch: int,
+        corpora: list[str],
         progress: Progress,
         reader: SampleReader,
         trained: Any,
@@ -65,6 +68,7 @@ class StreamTrainer(Seq2SeqTrainer):
         Args:
             schedule: what to train.
             samples_per_epoch: positions in an epoch of the plan.
+            corpora: names of the corpora of a mixture; empty for a corpus of its own.
             progress: what the run has done so far.
             reader: the queue.
             trained: its `value` is kept at the position before which everything has been trained.
@@ -90,6 +94,7 @@ class StreamTrainer(Seq2SeqTrainer):
         self._waited_since_log_s = 0.0
         self._session_began = time.monotonic()
         self._step_audio_s = 0.0
+        self._corpora, self._step_corpora = corpora, [0.0] * len(corpora)
         super().__init__(
             callbacks=callbacks,
             compute_loss_func=TokenMeanLoss(trainer["args"].label_smoothing_factor),
@@ -217,8 +222,14 @@ class StreamTrainer(Seq2SeqTrainer):
             failure = StopRequested(str(error))
         agree(failure, device)
         records: list[BatchRecord] = [batch[RECORD] for batch in batches]
-        self._step_audio_s, waited_s = sum_over_ranks(
-            [sum(record.duration_s for record in records), sum(record.waited_s for record in records)], device
+        counts = Counter(name.partition("/")[0] for record in records for name in record.ids)
+        self._step_audio_s, waited_s, *self._step_corpora = sum_over_ranks(
+            [
+                sum(record.duration_s for record in records),
+                sum(record.waited_s for record in records),
+                *(float(counts[name]) for name in self._corpora),
+            ],
+            device,
         )
         self._waited_since_log_s += waited_s / self.args.world_size
         self.progress.waited_s += waited_s / self.args.world_size
@@ -245,6 +256,9 @@ class StreamTrainer(Seq2SeqTrainer):
         self._trained.value = self.position
         self.state.epoch = self.position / self._samples_per_epoch
         self.progress.trained_s += self._step_audio_s
+        trained = self.progress.trained_by_corpus
+        for name, count in zip(self._corpora, self._step_corpora, strict=True):
+            trained[name] = trained.get(name, 0) + round(count)
         if self._samples_log:
             self._samples_log.write_step(self.state.global_step)
         self._check_output_dir()
@@ -289,6 +303,10 @@ class StreamTrainer(Seq2SeqTrainer):
         except (StopRequested, UserError) as error:
             failure = error
         agree(failure, self.args.device)
+        processor: Any = self.processing_class
+        prompts = own_prompts(inputs["labels"], processor.tokenizer)
+        if prompts is not None:
+            kwargs |= {**self._gen_kwargs, "decoder_input_ids": prompts.to(self.args.device)}
         return super().prediction_step(model, inputs, *args, **kwargs)
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: list[str] | None, skip_scheduler: bool = False) -> Any:
