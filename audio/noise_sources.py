@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import scipy.fft
-import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from audio.audio_file import RecordingError, open_audio
+from audio.channels import read_mono
 from common.errors import UserError
 
 Floats = NDArray[np.float32]
@@ -31,8 +32,33 @@ LOOP_SAMPLES = 2**19
 LOOP_SEED = 1
 SILENCE_RMS = 1e-6
 """A level (-120 dB) below which there is nothing to measure noise against."""
-SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64"})
+SUFFIXES = frozenset(
+    [
+        ".wav",
+        ".flac",
+        ".ogg",
+        ".oga",
+        ".opus",
+        ".mp3",
+        ".aif",
+        ".aiff",
+        ".au",
+        ".caf",
+        ".w64",
+        ".m4a",
+        ".mp4",
+        ".aac",
+        ".webm",
+        ".mka",
+        ".wma",
+        ".amr",
+        ".3gp",
+        ".spx",
+    ]
+)
 """What counts as audio in a folder."""
+APPLE_DOUBLE = "._"
+"""Begins the names of the files that macOS puts beside others on foreign disks; they hold no audio."""
 PIECE_S = 30.0
 """Long recordings are decoded in pieces of this length, or up to twice as much: an hour of noise costs no more."""
 CACHE_BYTES = 64 * 2**20
@@ -96,7 +122,8 @@ def list_noise_files(entries: Sequence[str]) -> list[Path]:
     files: list[Path] = []
     for entry in map(Path, entries):
         if entry.is_dir():
-            found = sorted(p for p in entry.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            named = (p for p in entry.rglob("*") if p.suffix.lower() in SUFFIXES)
+            found = sorted(p for p in named if not p.name.startswith(APPLE_DOUBLE) and p.is_file())
             if not found:
                 raise BackgroundNoiseError(f"no audio file in the folder {entry}: {_remedy('name folders with noise')}")
             files += found
@@ -105,6 +132,16 @@ def list_noise_files(entries: Sequence[str]) -> list[Path]:
         else:
             raise BackgroundNoiseError(f"no background noise at {entry}: {_remedy('correct the path')}")
     return files
+
+
+def check_noise(entries: Sequence[str]) -> None:
+    """Opens each file once, so that a bad one is told before anything that takes long.
+
+    Raises:
+        BackgroundNoiseError: as `NoiseRecordings`.
+    """
+    for path in list_noise_files(entries):
+        _pieces(path)
 
 
 class NoiseRecordings:
@@ -142,26 +179,27 @@ class NoiseRecordings:
 def _pieces(path: Path) -> list[_Piece]:
     """Where to read in a file. Decodes its first second, so that a bad file is found at the start of a run."""
     try:
-        with soundfile.SoundFile(path) as file:
-            frames, length = file.frames, round(PIECE_S * file.samplerate)
-            readable = len(file.read(min(frames, file.samplerate))) if frames > 0 else 0
-    except (soundfile.LibsndfileError, OSError) as error:
+        with open_audio(path, in_parts=True) as file:
+            frames, length = file.count(), round(PIECE_S * file.sampling_rate)
+            second, _ = read_mono(file, 0, min(frames, file.sampling_rate))
+    except RecordingError as error:
         raise BackgroundNoiseError(f"cannot read the background noise {path}: {error}; {_remedy('mend it')}") from error
-    if not readable:
+    if not len(second):
         raise BackgroundNoiseError(f"the background noise {path} is empty; {_remedy('replace it')}")
+    if not np.isfinite(second).all():
+        raise BackgroundNoiseError(f"the background noise {path} holds NaN or infinity; {_remedy('replace it')}")
     starts = range(0, max(frames - length, 0) + 1, length)  # what is left at the end belongs to the last piece
     return [_Piece(path, start, length if start != starts[-1] else frames - start) for start in starts]
 
 
 def _decode(piece: _Piece, sample_rate: int) -> Floats:
     try:
-        with soundfile.SoundFile(piece.path) as file:
-            file.seek(piece.start)
-            channels, rate = file.read(piece.frames, dtype="float32", always_2d=True), file.samplerate
-    except (soundfile.LibsndfileError, OSError) as error:
+        with open_audio(piece.path, in_parts=True) as file:
+            (noise, _), rate = read_mono(file, piece.start, piece.frames), file.sampling_rate
+    except RecordingError as error:
         message = f"cannot read the background noise {piece.path}: {error}; {_remedy('mend it')}"
         raise BackgroundNoiseError(message) from error
-    noise = np.nan_to_num(channels.mean(axis=1), posinf=0.0, neginf=0.0)
+    noise = np.nan_to_num(noise, posinf=0.0, neginf=0.0)
     noise = np.asarray(soxr.resample(noise, rate, sample_rate), dtype=np.float32)
     return noise if len(noise) else np.zeros(1, np.float32)
 

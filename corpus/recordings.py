@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import struct
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from storage.remote_files import join
 
 OFFSETS = struct.Struct("=qq")
 """Begin and end of a recording's line: two int64 that stand next to each other."""
+DURATION = struct.Struct("=f")
+"""How long a recording is by the manifest, in seconds: a float32, NaN where it does not say."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Recording:
     """As Whisper names it (Bengali or bn). Empty: the run's."""
     task: str = ""
     """transcribe or translate. Empty: the run's."""
+    claimed_duration_s: float | None = None
+    """How long it is by the manifest, in seconds; None: the manifest does not say."""
     corpus: str = ""
     """Name of its corpus in a mixture."""
 
@@ -65,14 +70,23 @@ def encode_recording(number: int, row_id: str, row: ManifestRow) -> bytes:
     The identity of a stream rests on these bytes: a row that uses nothing new must look as it did before.
     """
     values: list[Any] = [number, row_id, row.audio, row.transcript]
+    if row.part is not WHOLE or row.language or row.task:
+        values += _more(row)
+    return _encode(values).encode() + b"\n"
+
+
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+
+
+def _more(row: ManifestRow) -> list[dict[str, Any]]:
+    """What a row says besides, in a list; an empty list: nothing."""
     assert isinstance(row.part, Part)
     more = {
-        "offset_s": row.part.offset_s, "duration_s": row.part.duration_s, "channel": row.part.channel,
-        "language": row.language, "task": row.task,
+        "offset_s": row.part.offset_s or None, "duration_s": row.part.duration_s, "channel": row.part.channel,
+        "language": row.language or None, "task": row.task or None,
     }  # fmt: skip
-    if more := {name: value for name, value in more.items() if value or (value == 0 and name == "channel")}:
-        values.append(more)
-    return json.dumps(values, ensure_ascii=False).encode() + b"\n"
+    more = {name: value for name, value in more.items() if value is not None}
+    return [more] if more else []
 
 
 def _decode_recording(line: bytes, root: str, corpus: str) -> Recording:
@@ -82,7 +96,7 @@ def _decode_recording(line: bytes, root: str, corpus: str) -> Recording:
     values = more[0]
     part = Part(values.get("offset_s", 0.0), values.get("duration_s"), values.get("channel"))
     language, task = values.get("language", ""), values.get("task", "")
-    return Recording(row, row_id, join(root, audio), transcript, part, language, task, corpus)
+    return Recording(row, row_id, join(root, audio), transcript, part, language, task, corpus=corpus)
 
 
 class Recordings:
@@ -110,6 +124,8 @@ class Recordings:
         """Rows that can't be used."""
         self.rejected_file = folder / "rejected.jsonl"
         """Those rows, a JSON line for each."""
+        durations = folder / "claimed_durations.f32"
+        self._durations = os.open(durations, os.O_RDONLY) if durations.exists() else None
         blocks = folder / "blocks.npy"
         self.blocks: np.ndarray | None = np.load(blocks) if blocks.exists() else None
         """int64 `[row groups, 2]`: usable recordings and bytes of each row group, of a data set in Parquet."""
@@ -126,12 +142,16 @@ class Recordings:
             raise IndexError(f"recording {index} of {self._length}")
         begin, end = OFFSETS.unpack(os.pread(self._index, OFFSETS.size, self._first_offset + 8 * index))
         corpus = self.corpora[bisect_right(self._ends, index)].name if self.corpora else ""
-        return _decode_recording(os.pread(self._file, end - begin, begin), self._root, corpus)
+        recording = _decode_recording(os.pread(self._file, end - begin, begin), self._root, corpus)
+        if self._durations is None:
+            return recording
+        claimed_s = DURATION.unpack(os.pread(self._durations, DURATION.size, DURATION.size * index))[0]
+        return recording if math.isnan(claimed_s) else replace(recording, claimed_duration_s=claimed_s)
 
     def __reduce__(self) -> tuple[type[Recordings], tuple[Path, str, tuple[float, ...]]]:
         return Recordings, (self._folder, self._root, self._weights)
 
     def __del__(self) -> None:
-        for name in ("_index", "_file"):
-            if hasattr(self, name):
+        for name in ("_index", "_file", "_durations"):
+            if getattr(self, name, None) is not None:
                 os.close(getattr(self, name))

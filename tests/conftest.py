@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import json
 import shutil
 import subprocess
 import sys
@@ -25,8 +26,11 @@ from features.labels import load_transcript_encoder
 from producing.recipe import StreamRecipe
 from producing.recipe import make_recipe as recipe_for
 from sample_queue.embedded_server import find_executable, runtime_folder, start_embedded, stop_embedded
-from tests.runs import DIGITS, Run
+from tests.runs import DIGITS, PRODUCER, TRAINER, Run
 from tests.servers import LossyProxy, S3Server, accepts, find_free_port, wait_for
+
+pytest_plugins = ["tests.training_runs"]
+"""Fixtures that live there: `produce`, `make_config`, `eval_manifest`, `one_thread`."""
 
 # --- redis: a server for the session, special ones for single tests, a proxy that loses replies ---
 
@@ -267,3 +271,38 @@ def http_folder(tmp_path: Path) -> Iterator[tuple[Path, str]]:
         wait_for(lambda: accepts(port))
         yield folder, f"http://127.0.0.1:{port}"
         server.kill()
+
+
+# --- a model that was trained ---
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished run of both scripts, 4 steps with a checkpoint every 2.
+
+    It began from a checkpoint with Whisper's window of 30 s that forces French ids in config.json, as those on the Hub
+    force English ones, and that writes at most 24 tokens, because it has learned nothing.
+    """
+    folder = tmp_path_factory.mktemp("trained")
+    checkpoint = make_tiny_checkpoint(DIGITS / "train" / "metadata.csv", folder / "checkpoint", chunk_length=30)
+    config = json.loads((checkpoint / "config.json").read_text())
+    generation = json.loads((checkpoint / "generation_config.json").read_text())
+    french = {"forced_decoder_ids": [[1, generation["lang_to_id"]["<|fr|>"]]]}
+    (checkpoint / "config.json").write_text(json.dumps(config | french))
+    (checkpoint / "generation_config.json").write_text(json.dumps(generation | {"max_length": 24}))
+    lines = (DIGITS / "eval" / "metadata.csv").read_text(encoding="utf-8").splitlines()[:3]
+    rows = [line if i == 0 else f"{DIGITS / 'eval'}/{line}" for i, line in enumerate(lines)]
+    (folder / "eval.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    run = Run(
+        folder, checkpoint, find_free_port(), recordings=4, data__eval_manifest=folder / "eval.csv",
+        model__max_steps=4, model__per_device_train_batch_size=2, model__save_steps=2, model__eval_steps=2,
+        model__learning_rate=1e-3, audio_augmentation__far_field_effect_prob=0,
+    )  # fmt: skip
+    producer = run.start(PRODUCER)
+    try:
+        code, _, err = run.finish(TRAINER)
+        assert code == 0, err
+    finally:
+        producer.end()
+        run.stop_redis()
+    return run

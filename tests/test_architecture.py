@@ -141,7 +141,7 @@ def test_importing_every_module_does_nothing(tmp_path):
 
 
 def test_a_worker_imports_nothing_heavy():
-    heavy = "{'torch', 'transformers', 'redis', 'librosa', 'datasets', 'audiomentations', 'fsspec', 'pyarrow'}"
+    heavy = "{'torch', 'transformers', 'redis', 'librosa', 'datasets', 'audiomentations', 'fsspec', 'pyarrow', 'av'}"
     code = f"import sys, producing.sample_worker, producing.worker_pool\nprint(sorted({heavy} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

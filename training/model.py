@@ -66,7 +66,7 @@ def _read_model(config: ModelConfig) -> tuple[WhisperForConditionalGeneration, W
 
 
 def _set_prompt(model: WhisperForConditionalGeneration, tokenizer: Any, config: ModelConfig) -> None:
-    """Makes `generate` begin with the tokens that the labels begin with, so that the saved folder transcribes by itself.
+    """Makes `generate` begin with the tokens that labels begin with: the saved folder then transcribes by itself.
 
     All ids come from the tokenizer, as those of the labels do: generation configs may be older, of another model, or
     missing. Source: `WhisperGenerationMixin._retrieve_init_tokens` of transformers, which reads these settings.

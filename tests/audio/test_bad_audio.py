@@ -28,6 +28,7 @@ from tests.runs import DIGITS, PRODUCER, Run, ending
 
 MOST_BYTES = 10**9
 RATE_HZ = 16_000
+PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3,\nwhole.wav\n#EXT-X-ENDLIST\n"
 FINE = "fine"
 """What `write_corpus` says of a file that can be used, odd as it is."""
 
@@ -39,10 +40,11 @@ def wav_header(*, sampling_rate: int = RATE_HZ, channels: int = 1, bits: int = 1
     return b"RIFF\xff\xff\xff\xffWAVEfmt " + struct.pack("<I", 16) + rates + b"data" + struct.pack("<I", data_bytes)
 
 
-def write_silence(path: Path, duration_s: float, sampling_rate: int, **options) -> None:
-    """Silence of any length, written a second at a time."""
+def write_ticks(path: Path, duration_s: float, sampling_rate: int, **options) -> None:
+    """A tick a second, for any length, written a second at a time."""
     with soundfile.SoundFile(path, "w", sampling_rate, options.pop("channels", 1), **options) as file:
         second = np.zeros((sampling_rate, file.channels), np.int16)
+        second[0] = 10_000
         for _ in range(round(duration_s)):
             file.write(second)
 
@@ -79,7 +81,6 @@ def write_corpus(folder: Path) -> dict[str, str]:
     corpus = {
         # Odd, but audio.
         audio("dc.wav", np.full(RATE_HZ, 0.7)): FINE,
-        audio("silence.wav", np.zeros(RATE_HZ)): FINE,
         audio("clipped.wav", np.sign(speech)): FINE,
         audio("impulse.wav", impulse): FINE,
         audio("faint.wav", 1e-38 * speech, subtype="FLOAT"): FINE,
@@ -101,6 +102,16 @@ def write_corpus(folder: Path) -> dict[str, str]:
         write("noise.raw", noise): "not readable as audio",
         write("noise.vox", noise): "not readable as audio",
         write("noise.gsm", noise): "not readable as audio",
+        # What ffmpeg reads, and what would lead it elsewhere.
+        write("noise.m4a", b"\0\0\0\x18ftypM4A \0\0\0\0M4A mp42" + noise): "not readable as audio",
+        write("noise.webm", b"\x1a\x45\xdf\xa3" + noise): "not readable as audio",
+        write("noise.wma", bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c") + noise): "not readable as audio",
+        write("noise.aac", b"\xff\xf1\x60\x40" + noise): "not readable as audio",
+        write("noise.ogg", b"OggS\0\2" + noise): "not readable as audio",
+        write("noise.avi", b"RIFF\0\0\0\0AVI LIST" + noise): "not readable as audio",
+        write("playlist.m3u8", PLAYLIST): "not readable as audio",
+        write("playlist.m4a", b"#EXTM3U\n" + PLAYLIST): "not readable as audio",
+        write("playlist.aac", b"ffconcat version 1.0\nfile 'whole.flac'\n"): "not readable as audio",
         # Half of it, or damaged.
         write("truncated.flac", whole["flac"][: len(whole["flac"]) // 2]): "truncated|not readable as audio",
         write("truncated.ogg", whole["ogg"][:100]): "not readable as audio|too short|truncated",
@@ -108,14 +119,16 @@ def write_corpus(folder: Path) -> dict[str, str]:
         write("header only.flac", whole["flac"][:42]): "truncated|not readable as audio",
         write("noise behind the header.flac", whole["flac"][:86] + noise): "truncated|not readable as audio",
         # Claims of the header.
-        write("4 GB.wav", wav_header(data_bytes=2**32 - 16) + speech.astype(np.int16).tobytes()): f"{FINE}|too long",
+        write("4 GB.wav", wav_header(data_bytes=2**32 - 16) + (10_000 * speech).astype("<i2").tobytes())
+        : f"{FINE}|too long",
         write("zero channels.wav", wav_header(channels=0) + noise): "not readable as audio",
         write("65535 channels.wav", wav_header(channels=65_535) + noise): "not readable as audio",
         write("zero hertz.wav", wav_header(sampling_rate=0) + noise): "not readable as audio",
         write("4 gigahertz.wav", wav_header(sampling_rate=2**32 - 1) + noise): "not readable as audio",
         write("2 gigahertz.wav", wav_header(sampling_rate=2**31 - 1) + noise): "not readable as audio",
         write("zero bits.wav", wav_header(bits=0) + noise): "not readable as audio",
-        # No numbers.
+        # No sound, or no numbers.
+        audio("silence.wav", np.zeros(RATE_HZ)): f"{FINE}|silence: all samples are 0",
         audio("nan.wav", np.full(RATE_HZ, np.nan), subtype="FLOAT"): "NaN or infinity",
         audio("one nan.wav", np.where(np.arange(RATE_HZ) == 99, np.nan, speech), subtype="FLOAT"): "NaN or infinity",
         audio("infinity.wav", np.full(RATE_HZ, -np.inf), subtype="FLOAT"): "NaN or infinity",
@@ -141,7 +154,7 @@ def write_corpus(folder: Path) -> dict[str, str]:
         "forbidden.wav": FINE if os.geteuid() == 0 else "cannot be read: Permission denied",
     }  # fmt: skip
     hours = folder / "three hours.flac"
-    write_silence(hours, 3 * 3600, 48_000, compression_level=0.0)  # 2 GB as float32
+    write_ticks(hours, 3 * 3600, 48_000, compression_level=0.0)  # 2 GB as float32
     for name, samples in (("unknown length", 0), ("3 s", 3 * 48_000)):
         lying = folder / f"three hours that claim to be {'of ' if not samples else ''}{name}.flac"
         lying.write_bytes(hours.read_bytes())

@@ -47,7 +47,6 @@ def test_labels_begin_as_generate_does(folders, name, tmp_path):
         try:
             encoder = load_transcript_encoder(config)
         except UserError as error:
-            assert "\n" not in str(error)
             with pytest.raises(type(error)):
                 load_model(config)
             continue
@@ -56,8 +55,6 @@ def test_labels_begin_as_generate_does(folders, name, tmp_path):
         prompt = encoder.encode("one two").tolist()[: len(encoder.prompt)]
         assert first_tokens(model) == encoder.prompt == prompt
         assert processor.tokenizer("one two").input_ids == encoder.encode("one two").tolist()
-        if language in ("", "bn"):
-            model.save_pretrained(tmp_path / f"saved{language}")
-            saved = WhisperForConditionalGeneration.from_pretrained(tmp_path / f"saved{language}")
-            assert first_tokens(saved) == prompt
+    model.save_pretrained(tmp_path)
+    assert first_tokens(WhisperForConditionalGeneration.from_pretrained(tmp_path)) == prompt
     assert accepted == {"en": 1, "old_en": 1, "noyue": 3}.get(name, 4)

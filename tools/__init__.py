@@ -1,0 +1,1 @@
+"""Programs for people, run as `python -m tools.NAME`; nothing imports them."""
