@@ -40,6 +40,14 @@ class LabelledRecording(Protocol):
         """What is said in it."""
 
     @property
+    def language(self) -> str:
+        """Its own language, as Whisper names it; empty: the run's."""
+
+    @property
+    def task(self) -> str:
+        """Its own task, transcribe or translate; empty: the run's."""
+
+    @property
     def part(self) -> Part:
         """Which part of the audio it is."""
 
@@ -105,7 +113,7 @@ def make_sample(
         features = augmenter.augment_log_mel(features)
     return Sample(
         input_features=features.astype(settings.feature_dtype, copy=False),
-        labels=settings.encoder.encode(recording.transcript),
+        labels=settings.encoder.encode(recording.transcript, recording.language, recording.task),
         position=position,
         id=recording.id,
         pad_value=pad_value,

@@ -216,7 +216,9 @@ class TrainingRun:
 
     def _make_stream(self, card: PlanCard, collator: StreamCollator) -> TrainingStream:
         schedule = self._make_schedule(card)
-        return TrainingStream(schedule, card.samples_per_epoch, self._reader, collator, self._trained, self._stop)
+        return TrainingStream(
+            schedule, card.samples_per_epoch, self._reader, collator, self._trained, self._stop, card.corpora
+        )
 
     def _make_schedule(self, card: PlanCard) -> Schedule:
         arguments, checkpoint = self._arguments, self._checkpoint

@@ -14,6 +14,7 @@ from corpus.lhotse_cuts import LHOTSE
 from corpus.librispeech import LIBRISPEECH
 from corpus.ljspeech import LJSPEECH
 from corpus.manifest import Corpus, Format, ManifestError
+from corpus.mixture import mixture_format
 from corpus.openslr import OPENSLR
 from corpus.parquet_manifest import PARQUET, WILDCARDS
 from corpus.saved_dataset import SAVED_DATASET
@@ -24,11 +25,6 @@ from corpus.text_beside import TEXT_BESIDE
 from corpus.text_manifest import TEXT
 from storage.remote_files import is_url, local_path
 
-FORMATS: tuple[Format, ...] = (
-    COMMON_VOICE, LJSPEECH, OPENSLR, LHOTSE, NEMO_TARRED, TEXT, PARQUET, SAVED_DATASET, KALDI, LIBRISPEECH, STM,
-    WEB_DATASET, SUBTITLES, TEXT_BESIDE,
-)  # fmt: skip
-"""The first that recognises a path opens it."""
 FOLDERS_LOOKED_AT = 20
 
 
@@ -100,3 +96,11 @@ def open_corpus(path: str, data: DataConfig) -> Corpus:
 
 def _cannot_read(path: str, error: OSError) -> ManifestError:
     return ManifestError(f"cannot read {error.filename or path}: {error.strerror or error}")
+
+
+FORMATS: tuple[Format, ...] = (
+    mixture_format(find_manifest, open_corpus),
+    COMMON_VOICE, LJSPEECH, OPENSLR, LHOTSE, NEMO_TARRED, TEXT, PARQUET, SAVED_DATASET, KALDI, LIBRISPEECH, STM,
+    WEB_DATASET, SUBTITLES, TEXT_BESIDE,
+)  # fmt: skip
+"""The first that recognises a path opens it."""

@@ -21,7 +21,7 @@ from corpus.missing_files import describe_missing
 from corpus.recordings import encode_recording
 from corpus.rejected_report import Rejection
 from features.feature_spec import FeatureSpec
-from features.labels import TranscriptEncoder
+from features.labels import LanguageError, TranscriptEncoder
 from storage.audio_sources import URLS_AT_ONCE, is_inside_file
 from storage.remote_files import is_url, join
 
@@ -173,14 +173,23 @@ def _check_values(rules: Rules, row: ManifestRow) -> Part:
         raise RecordingError("no audio file named")
     if token := rules.encoder.special_token_in(row.transcript):
         raise RecordingError(f"transcript holds a special token of the model: {token}; take it out")
-    if rules.encoder.is_too_long(row.transcript):
-        tokens = len(rules.encoder.encode(row.transcript))
-        raise RecordingError(f"transcript too long: {tokens} label tokens, the model takes {rules.encoder.max_tokens}")
+    _check_labels(rules.encoder, row.transcript, row.language, row.task)
     if isinstance(row.part, RecordingError):
         raise row.part
     if row.duration_s is not None:
         _check_stated_duration(rules, row.duration_s)
     return row.part
+
+
+def _check_labels(encoder: TranscriptEncoder, transcript: str, language: str, task: str) -> None:
+    """Refuses labels that the model does not take."""
+    try:
+        if not encoder.is_too_long(transcript, language, task):
+            return
+        tokens = len(encoder.encode(transcript, language, task))
+    except LanguageError as error:
+        raise RecordingError(str(error)) from error
+    raise RecordingError(f"transcript too long: {tokens} label tokens, the model takes {encoder.max_tokens}")
 
 
 def _check_stated_duration(rules: Rules, duration_s: float) -> None:

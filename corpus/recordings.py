@@ -6,10 +6,12 @@ with an index of offsets.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 import struct
+from bisect import bisect_right
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,21 @@ class Recording:
     """transcribe or translate. Empty: the run's."""
     claimed_duration_s: float | None = None
     """How long it is by the manifest, in seconds; None: the manifest does not say."""
+    corpus: str = ""
+    """Name of its corpus in a mixture."""
+
+
+@dataclass(frozen=True)
+class CorpusPart:
+    """The usable recordings of one corpus of a mixture. They follow those of the corpus before it."""
+
+    name: str
+    recordings: int
+    """How many they are."""
+    rejected: int
+    """Rows that can't be used."""
+    weight: float
+    """How often each recording comes per epoch, on average."""
 
 
 def encode_recording(number: int, row_id: str, row: ManifestRow) -> bytes:
@@ -72,26 +89,27 @@ def _more(row: ManifestRow) -> list[dict[str, Any]]:
     return [more] if more else []
 
 
-def _decode_recording(line: bytes, root: str) -> Recording:
+def _decode_recording(line: bytes, root: str, corpus: str) -> Recording:
     row, row_id, audio, transcript, *more = json.loads(line)
     if not more:
-        return Recording(row, row_id, join(root, audio), transcript)
+        return Recording(row, row_id, join(root, audio), transcript, corpus=corpus)
     values = more[0]
     part = Part(values.get("offset_s", 0.0), values.get("duration_s"), values.get("channel"))
     language, task = values.get("language", ""), values.get("task", "")
-    return Recording(row, row_id, join(root, audio), transcript, part, language, task)
+    return Recording(row, row_id, join(root, audio), transcript, part, language, task, corpus=corpus)
 
 
 class Recordings:
     """The usable recordings of a manifest, in its order, read from disk when asked for. Cheap to pickle."""
 
-    def __init__(self, folder: Path, root: str) -> None:
+    def __init__(self, folder: Path, root: str, weights: tuple[float, ...] = ()) -> None:
         """
         Args:
             folder: what a scan left in the cache.
             root: folder or URL at which relative audio paths start.
+            weights: of the corpora, if it is a mixture.
         """
-        self._folder, self._root = folder, root
+        self._folder, self._root, self._weights = folder, root, weights
         offsets = np.load(folder / "offsets.npy", mmap_mode="r")
         self._length, self._first_offset = len(offsets) - 1, offsets.offset
         # Read where they are needed, not mapped: the pages would count as this process's memory, 8 bytes a row.
@@ -111,6 +129,10 @@ class Recordings:
         blocks = folder / "blocks.npy"
         self.blocks: np.ndarray | None = np.load(blocks) if blocks.exists() else None
         """int64 `[row groups, 2]`: usable recordings and bytes of each row group, of a data set in Parquet."""
+        found = zip(summary.get("corpora", []), weights, strict=True)
+        self.corpora = tuple(CorpusPart(name, usable, rejected, weight) for (name, usable, rejected), weight in found)
+        """The corpora of a mixture; empty for a corpus of its own."""
+        self._ends = list(itertools.accumulate(each.recordings for each in self.corpora))
 
     def __len__(self) -> int:
         return self._length
@@ -119,14 +141,15 @@ class Recordings:
         if not 0 <= index < self._length:
             raise IndexError(f"recording {index} of {self._length}")
         begin, end = OFFSETS.unpack(os.pread(self._index, OFFSETS.size, self._first_offset + 8 * index))
-        recording = _decode_recording(os.pread(self._file, end - begin, begin), self._root)
+        corpus = self.corpora[bisect_right(self._ends, index)].name if self.corpora else ""
+        recording = _decode_recording(os.pread(self._file, end - begin, begin), self._root, corpus)
         if self._durations is None:
             return recording
         claimed_s = DURATION.unpack(os.pread(self._durations, DURATION.size, DURATION.size * index))[0]
         return recording if math.isnan(claimed_s) else replace(recording, claimed_duration_s=claimed_s)
 
-    def __reduce__(self) -> tuple[type[Recordings], tuple[Path, str]]:
-        return Recordings, (self._folder, self._root)
+    def __reduce__(self) -> tuple[type[Recordings], tuple[Path, str, tuple[float, ...]]]:
+        return Recordings, (self._folder, self._root, self._weights)
 
     def __del__(self) -> None:
         for name in ("_index", "_file", "_durations"):

@@ -23,6 +23,7 @@ from common.progress_bar import progress_bar
 from config import DataConfig
 from corpus.formats import open_corpus
 from corpus.manifest import ROWS_PER_TASK, Corpus, ManifestError, Table
+from corpus.mixture import Mixture, MixtureTable
 from corpus.recording_checks import CheckedRows, Rules, check_rows, has_changed
 from corpus.recordings import Recordings
 from corpus.rejected_report import check_rejected, write_report
@@ -79,6 +80,12 @@ def load_recordings(
     )  # fmt: skip
     rows = len(recordings) + recordings.rejected
     check_rejected(recordings.rejected, rows, data.max_rejected_fraction, corpus.name, report)
+    for each in recordings.corpora:
+        name, rows = f"{corpus.name}, corpus {each.name}", each.recordings + each.rejected
+        logger.info(
+            "%s: %d usable recordings, weight %g, %d rejected", name, rows - each.rejected, each.weight, each.rejected
+        )
+        check_rejected(each.rejected, rows, data.max_rejected_fraction, name, report)
     return recordings
 
 
@@ -122,7 +129,7 @@ class _Scanner:
                 logger.info("%s: rejected audio files have changed, scanning again", corpus.name)
                 return None
         logger.info("scan of %s taken from %s; delete that folder to scan again", corpus.name, folder)
-        return Recordings(folder, corpus.root)
+        return _open(folder, corpus)
 
     def scan(self, executor: Executor, corpus: Corpus) -> Recordings:
         """Judges all rows, and keeps the result on disk, all or nothing."""
@@ -141,7 +148,7 @@ class _Scanner:
             self._check_limit(corpus, table, found, unfinished)
             _write_summary(corpus, table, found, unfinished)
             _replace(folder, unfinished, Path(temporary))
-        return Recordings(folder, corpus.root)
+        return _open(folder, corpus)
 
     def _judge(self, executor: Executor, corpus: Corpus, table: Table, folder: Path) -> _Found:
         """Runs the scan's tasks and writes what they find, in the manifest's order."""
@@ -215,6 +222,10 @@ def _index(corpus: Corpus, data: DataConfig) -> Table:
         raise ManifestError(f"cannot read {error.filename or corpus.name}: {error.strerror or error}") from error
 
 
+def _open(folder: Path, corpus: Corpus) -> Recordings:
+    return Recordings(folder, corpus.root, corpus.weights if isinstance(corpus, Mixture) else ())
+
+
 def _slices(lines: IO[bytes]) -> Iterator[tuple[list[bytes]]]:
     while some := list(itertools.islice(lines, ROWS_PER_TASK)):
         yield (some,)
@@ -235,6 +246,11 @@ def _write_summary(corpus: Corpus, table: Table, found: _Found, folder: Path) ->
         "rejected": sum(found.reasons.values()),
         "manifest": corpus.name,
     }
+    if isinstance(table, MixtureTable):
+        rows = np.array([[each.table.rows, 0] for each in table.tables])
+        usable = _count_blocks(rows, folder / "rows.jsonl")[:, 0]
+        names = [each.entry.name for each in table.tables]
+        summary["corpora"] = list(zip(names, usable.tolist(), (rows[:, 0] - usable).tolist(), strict=True))
     (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
 
 

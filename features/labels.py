@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,38 +19,85 @@ ENGLISH_VOCABULARY = 51864
 """Size of the vocabulary of OpenAI's English-only models. Source: `is_multilingual` in openai/whisper's model.py."""
 DEFAULT_DECODER_START = 50257
 """Source: `WhisperConfig.decoder_start_token_id` of transformers."""
+PROMPT_WITH_LANGUAGE = 4
+"""Tokens before the text when there is a language: start, language, task, no timestamps."""
 _CONTROL_TOKEN = re.compile(r"<\|.*\|>", re.DOTALL)
 """What Whisper's own special tokens look like; older tokenizer files do not mark all of them as special."""
+
+
+class LanguageError(ValueError):
+    """A recording's language or task is none that the model has tokens for."""
 
 
 class TranscriptEncoder:
     """Turns transcripts into a model's label tokens. Small, fast to pickle, and free of torch."""
 
-    def __init__(self, tokenizer: Tokenizer, max_tokens: int) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, max_tokens: int, languages: Mapping[str, str] | None = None, task: str = ""
+    ) -> None:
         """
         Args:
             tokenizer: adds the start, language, task and no-timestamps tokens before the text and end-of-text after it.
             max_tokens: most label tokens that the model takes, those special tokens included.
+            languages: what recordings may call their language, in lower case → its token; None: it has to be the
+                tokenizer's. An empty token: labels of this language begin without one, as those of English-only models.
+            task: of recordings that name a language but no task.
         """
         self._tokenizer = tokenizer
         self.max_tokens = max_tokens
+        self._languages, self._task = dict(languages or {}), task or "transcribe"
         *self.prompt, self._end = tokenizer.encode("").ids
         added = tokenizer.get_added_tokens_decoder().values()
         special = [token.content for token in added if token.special or _CONTROL_TOKEN.fullmatch(token.content)]
         longest_first = sorted(special, key=len, reverse=True)
         self._special_token = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
-    def encode(self, transcript: str) -> np.ndarray:
-        """Labels of a transcript, int32 `[tokens]`, from `<|startoftranscript|>` to `<|endoftext|>`."""
-        return np.array(self._tokenizer.encode(transcript).ids, dtype=np.int32)
+    def encode(self, transcript: str, language: str = "", task: str = "") -> np.ndarray:
+        """Labels of a transcript, int32 `[tokens]`, from `<|startoftranscript|>` to `<|endoftext|>`.
 
-    def is_too_long(self, transcript: str) -> bool:
+        Args:
+            transcript: what was said, or what the model shall write for it.
+            language: the recording's own, as Whisper names it (Bengali or bn). Empty: the run's.
+            task: the recording's own, transcribe or translate. Empty: the run's.
+
+        Raises:
+            LanguageError: the model has no token for the language or the task.
+        """
+        ids = self._tokenizer.encode(transcript).ids
+        if language or task:
+            ids = self.prompt_of(language, task) + ids[len(self.prompt) :]
+        return np.array(ids, dtype=np.int32)
+
+    def prompt_of(self, language: str, task: str) -> list[int]:
+        """The tokens that the labels of a recording of this language and task begin with; see `encode`."""
+        if not language and not task:
+            return self.prompt
+        language_id, task = self._language_id(language), task or self._task
+        if language_id is None:
+            if task == "translate":
+                raise LanguageError(f"unknown task {task!r}: it needs a language, and labels begin without one")
+            return self.prompt
+        task_id = self._tokenizer.token_to_id(f"<|{task}|>")
+        if task_id is None:
+            raise LanguageError(f"unknown task {task!r}: the model has no token for it")
+        return [self.prompt[0], language_id, task_id, self.prompt[-1]]
+
+    def _language_id(self, language: str) -> int | None:
+        """The token of a language, or of the run's; None: labels begin without one."""
+        if not language:
+            return self.prompt[1] if len(self.prompt) == PROMPT_WITH_LANGUAGE else None
+        token = self._languages.get(language.lower())
+        if token is None:
+            raise LanguageError(f"unknown language {language!r}: the model has no token for it")
+        return self._tokenizer.token_to_id(token) if token else None
+
+    def is_too_long(self, transcript: str, language: str = "", task: str = "") -> bool:
         """Whether the transcript has more label tokens than the model takes.
 
         A byte-level tokenizer never makes more tokens than bytes, so most transcripts need not be encoded to know.
         """
-        at_most = len(transcript.encode()) + len(self.prompt) + 1
-        return at_most > self.max_tokens and len(self.encode(transcript)) > self.max_tokens
+        at_most = len(transcript.encode()) + len(self.prompt_of(language, task)) + 1
+        return at_most > self.max_tokens and len(self.encode(transcript, language, task)) > self.max_tokens
 
     def special_token_in(self, transcript: str) -> str | None:
         """The first of the tokenizer's special tokens that a transcript holds, such as `<|0.00|>` or `<|endoftext|>`.
@@ -62,7 +110,10 @@ class TranscriptEncoder:
     @property
     def digest(self) -> str:
         """Identity of tokenizer, language and task: equal labels for every text have equal digests."""
-        return hashlib.blake2b(self._tokenizer.to_str().encode(), digest_size=16).hexdigest()
+        identity = self._tokenizer.to_str()
+        if len(self.prompt) < PROMPT_WITH_LANGUAGE and self._task != "transcribe":  # the prompt does not tell
+            identity += self._task
+        return hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
 
 
 def load_transcript_encoder(model: ModelConfig) -> TranscriptEncoder:
@@ -88,7 +139,17 @@ def load_transcript_encoder(model: ModelConfig) -> TranscriptEncoder:
         )
     _set_prompt(tokenizer, model, vocabulary)
     # The model adds the start token by itself, so the labels that reach it are one shorter than ours.
-    return TranscriptEncoder(tokenizer.backend_tokenizer, max_tokens=model_config["max_target_positions"] + 1)
+    max_tokens = model_config["max_target_positions"] + 1
+    languages = {"en": "", "english": ""} if is_english_only(model.model_name) else _language_tokens(vocabulary)
+    return TranscriptEncoder(tokenizer.backend_tokenizer, max_tokens, languages, model.task)
+
+
+def _language_tokens(vocabulary: dict[str, int]) -> dict[str, str]:
+    """Names and codes of the languages that a vocabulary has tokens for → these tokens."""
+    from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+    codes = TO_LANGUAGE_CODE | {code: code for code in TO_LANGUAGE_CODE.values()}
+    return {name: f"<|{code}|>" for name, code in codes.items() if f"<|{code}|>" in vocabulary}
 
 
 def is_english_only(model_name: str) -> bool:

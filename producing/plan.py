@@ -9,6 +9,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,12 +24,11 @@ SEVERAL_COPIES_VERSION = 2
 """The same for plans with several augmented copies, whose turns were other ones in version 1."""
 ORIGINAL_VARIANT = 0
 """The variant that is the recording as it is."""
-SHUFFLING, REPLACING = 0, 1
-"""Spawn keys that keep the random streams of the order and of replacements apart from those of the samples."""
+SHUFFLING, REPLACING, SHARING = 0, 1, 2
+"""Spawn keys that keep the random streams of the order, of replacements and of shares apart from the samples'."""
 
 
-@dataclass(frozen=True)
-class Draw:
+class Draw(NamedTuple):
     """What the plan says of one position."""
 
     position: int
@@ -61,6 +61,48 @@ class Blocks:
 
 
 @dataclass(frozen=True)
+class Shares:
+    """How much of each corpus of a mixture comes in an epoch.
+
+    The recordings of a corpus stand in a circle, in a random order. Each epoch takes the next weight × recordings of
+    them (rounded, at least one), beginning where the epoch before it ended. So no two recordings of a corpus differ by
+    more than one in how often they have come, and with a weight up to 1 none comes twice in an epoch.
+    """
+
+    recordings: tuple[int, ...]
+    """Usable recordings of each corpus. The corpora follow each other in the order of the recordings."""
+    weights: tuple[float, ...]
+    """How often each of their recordings comes per epoch, on average, above 0."""
+
+    @cached_property
+    def taken(self) -> tuple[int, ...]:
+        """Recordings of each corpus that an epoch takes; one that is taken twice counts twice."""
+        pairs = zip(self.recordings, self.weights, strict=True)
+        return tuple(max(1, round(rows * weight)) if rows else 0 for rows, weight in pairs)
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.recordings, self.weights))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
+@lru_cache(maxsize=2)  # a chunk may span two epochs
+def _visits(seed: int, epoch: int, shares: Shares) -> np.ndarray:
+    """The recordings that an epoch takes, int32 or int64 `[2, samples]`: their rows, and how often each came before."""
+    rows, rounds, first = [], [], 0
+    for corpus, (recordings, taken) in enumerate(zip(shares.recordings, shares.taken, strict=True)):
+        generator = np.random.default_rng(np.random.SeedSequence((seed, corpus), spawn_key=(SHARING,)))
+        before, places = np.divmod(np.arange(epoch * taken, (epoch + 1) * taken), max(1, recordings))
+        rows.append(first + generator.permutation(recordings)[places])
+        rounds.append(before)
+        first += recordings
+    visits = np.stack([np.concatenate(rows), np.concatenate(rounds)])
+    return visits.astype(np.int32) if first < 2**31 else visits
+
+
+@dataclass(frozen=True)
 class Plan:
     """The whole stream of samples, without the samples."""
 
@@ -72,17 +114,27 @@ class Plan:
     augmented_copies: int
     blocks: Blocks | None = None
     """None: an epoch is shuffled as a whole. Otherwise each block is used in one stretch of the epoch and then left."""
+    shares: Shares | None = None
+    """None: each recording comes once per epoch."""
 
     def __post_init__(self) -> None:
         if self.rows < 1:
             raise ValueError("a plan needs at least one usable recording")
         if self.blocks and sum(self.blocks.recordings) != self.rows:
             raise ValueError(f"blocks of {sum(self.blocks.recordings)} recordings in a plan of {self.rows}")
+        if self.shares and (self.blocks or sum(self.shares.recordings) != self.rows):
+            raise ValueError(
+                f"shares of {sum(self.shares.recordings)} recordings in a plan of {self.rows}, or of blocks"
+            )
 
-    @property
+    @cached_property
     def samples_per_epoch(self) -> int:
-        """Positions in which each variant of each recording comes once."""
-        return self.rows * (int(self.include_original) + self.augmented_copies)
+        """Positions of an epoch: each variant of each recording once, or as often as its share says."""
+        return (sum(self.shares.taken) if self.shares else self.rows) * self._variants
+
+    @cached_property
+    def _variants(self) -> int:
+        return int(self.include_original) + self.augmented_copies
 
     def __len__(self) -> int:
         """Number of positions, n."""
@@ -97,11 +149,15 @@ class Plan:
         if not 0 <= position < len(self):
             raise IndexError(f"position {position} of a plan of {len(self)}")
         epoch, index = divmod(position, self.samples_per_epoch)
-        place = int(_order(self.seed, epoch, self.samples_per_epoch, self.blocks)[index])
-        row, variant = divmod(place, self.samples_per_epoch // self.rows)
+        place = _order(self.seed, epoch, self.samples_per_epoch, self.blocks).item(index)
+        number, variant = divmod(place, self._variants)
         variant += 0 if self.include_original else 1
-        # The copies of a recording take consecutive turns, over all epochs: none comes twice.
-        return Draw(position, epoch, row, variant, turn=row + epoch * self.augmented_copies + variant)
+        row, visit = number, epoch
+        if self.shares:
+            visits = _visits(self.seed, epoch, self.shares)
+            row, visit = visits.item(0, number), visits.item(1, number)
+        # The copies of a recording take consecutive turns, over all its visits: none comes twice.
+        return Draw(position, epoch, row, variant, turn=row + visit * self.augmented_copies + variant)
 
     def generator(self, position: int) -> np.random.Generator:
         """Source of all randomness of the sample at `position`."""
@@ -138,11 +194,14 @@ def _order(seed: int, epoch: int, samples: int, blocks: Blocks | None) -> np.nda
 
 def make_plan(config: Config, recordings: Recordings) -> Plan:
     """The plan for these recordings under this configuration."""
-    data, blocks = config.data, None
+    data, blocks, shares = config.data, None, None
     if data.streaming and recordings.blocks is not None:
         usable = recordings.blocks[recordings.blocks[:, 0] > 0]
         blocks = Blocks(tuple(usable[:, 0].tolist()), tuple(usable[:, 1].tolist()), data.streaming_cache_bytes // 2)
-    return Plan(data.seed, len(recordings), data.epochs, data.include_original, data.augmented_copies, blocks)
+    if any(each.weight != 1 for each in recordings.corpora):
+        counts, weights = zip(*((each.recordings, each.weight) for each in recordings.corpora), strict=True)
+        shares = Shares(counts, weights)
+    return Plan(data.seed, len(recordings), data.epochs, data.include_original, data.augmented_copies, blocks, shares)
 
 
 def fingerprint(
@@ -164,8 +223,9 @@ def fingerprint(
     if not augmentation["extra_transforms"]:  # so that plans from before there were any keep their fingerprint
         del augmentation["extra_transforms"], augmentation["extra_transforms_prob"]
     plan = asdict(make_plan(config, recordings))
-    if not plan["blocks"]:
-        del plan["blocks"]
+    for name in ("blocks", "shares"):
+        if not plan[name]:
+            del plan[name]
     parts = [
         STREAM_VERSION if config.data.augmented_copies < 2 else SEVERAL_COPIES_VERSION,
         plan,

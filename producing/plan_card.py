@@ -25,4 +25,5 @@ def make_card(recipe: StreamRecipe) -> PlanCard:
         feature_dtype=dtype,
         tokenizer=recipe.encoder.digest,
         max_sample_bytes=feature_bytes + label_bytes + _LARGEST_METADATA_BYTES,
+        corpora=[each.name for each in recipe.recordings.corpora],
     )

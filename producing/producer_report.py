@@ -72,12 +72,14 @@ class Tally:
         self._samples = 0
         self._audio_s = 0.0
         self._augmentations: Counter[str] = Counter()
+        self._corpora: Counter[str] = Counter()
 
     def add(self, chunk: Chunk) -> None:
         """Counts a chunk."""
         self._samples += len(chunk.payloads)
         self._audio_s += chunk.audio_s
         self._augmentations.update(chunk.augmentations)
+        self._corpora.update(chunk.corpora)
 
     def report(self, position: int, planned: int, waited_s: float, rejected: int, report: Path) -> str:
         """The closing report.
@@ -94,6 +96,7 @@ class Tally:
             f"pushed {self._samples} samples ({self._audio_s / 3600:.2f} h of audio) in {took_s:.0f} s, "
             f"{waited_s:.0f} s of them waiting; the queue stands at {position} of {planned}",
             *(f"  {count:>9} {name}" for name, count in self._augmentations.most_common()),
+            *(f"  {count:>9} of corpus {name}" for name, count in self._corpora.most_common()),
             f"rejected recordings: {rejected}" + (f", see {report}" if rejected else ""),
         ]
         return "\n".join(lines)

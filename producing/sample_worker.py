@@ -78,6 +78,8 @@ class Chunk:
     """JSON lines for the rejected report: recordings that failed to decode and were replaced."""
     augmentations: Counter[str] = field(default_factory=Counter)
     """Samples per augmentation, "original" among them."""
+    corpora: Counter[str] = field(default_factory=Counter)
+    """Samples per corpus of a mixture, by name; empty for a corpus of its own."""
     audio_s: float = 0.0
     """Duration of the audio in all samples, in seconds."""
 
@@ -105,21 +107,12 @@ class SampleWorker:
         chunk = Chunk(tasks[0].draw.position)
         with reading_ahead((task.recordings[0].audio for task in tasks), self._recipe.config.data):
             for task in tasks:
-                made = self._make_one(task, chunk.rejected)
-                if made is None:
-                    chunk.payloads.append(b"")
-                    continue
-                sample, names = made
-                chunk.payloads.append(encode_sample(sample))
-                chunk.augmentations.update(names)
-                chunk.audio_s += sample.duration_s
+                sample = self._make_one(task, chunk)
+                chunk.payloads.append(encode_sample(sample) if sample else b"")
         return chunk
 
-    def _make_one(self, task: SampleTask, rejected: list[str]) -> tuple[Sample, list[str]] | None:
-        """The sample of the first recording that can be decoded, and the names of its augmentations.
-
-        Recordings that can't be decoded are added to `rejected`, as JSON lines.
-        """
+    def _make_one(self, task: SampleTask, chunk: Chunk) -> Sample | None:
+        """The sample of the first recording that can be decoded. The chunk counts it, and those that can't."""
         for recording in task.recordings:
             augmenter = self._augmenter(task.draw)
             try:
@@ -129,7 +122,7 @@ class SampleWorker:
                     recording.row, recording.id, recording.audio, str(error), task.draw.position,
                     self._recipe.fingerprint,
                 )  # fmt: skip
-                rejected.append(rejection.to_json())
+                chunk.rejected.append(rejection.to_json())
             except TransformError as error:
                 raise _sample_error(task.draw.position, recording, augmenter, str(error)) from error
             except UserError:
@@ -139,7 +132,11 @@ class SampleWorker:
                 reason = f"{type(error).__name__}: {one_line(error)}"
                 raise _sample_error(task.draw.position, recording, augmenter, reason) from error
             else:
-                return sample, [step.name for step in augmenter.choice.steps] if augmenter else [ORIGINAL]
+                names = [step.name for step in augmenter.choice.steps] if augmenter else [ORIGINAL]
+                chunk.augmentations.update(names)
+                chunk.corpora.update([recording.corpus] if recording.corpus else [])
+                chunk.audio_s += sample.duration_s
+                return sample
         return None
 
     def _augmenter(self, draw: Draw) -> CopyAugmenter | None:

@@ -158,8 +158,8 @@ class _ChunkUnderWay:
         payloads = list(chunk.payloads)
         for index, payload in zip(self._failed, replaced.payloads, strict=True):
             payloads[index] = payload
-        augmentations = chunk.augmentations + replaced.augmentations
-        return Chunk(self.start, payloads, rejected, augmentations, chunk.audio_s + replaced.audio_s)
+        augmentations, corpora = chunk.augmentations + replaced.augmentations, chunk.corpora + replaced.corpora
+        return Chunk(self.start, payloads, rejected, augmentations, corpora, chunk.audio_s + replaced.audio_s)
 
     def cancel(self) -> None:
         """Cancels the chunk, as far as no worker has begun with it."""

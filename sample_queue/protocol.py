@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ class PlanCard:
     """Digest of the tokenizer that made the labels."""
     max_sample_bytes: int
     """Most bytes that the payload of one sample can have."""
+    corpora: list[str] = field(default_factory=list)
+    """Names of the corpora of a mixture, with which the ids of its samples begin (name/id)."""
 
     def to_json(self) -> str:
         """The card as stored."""

@@ -71,6 +71,8 @@ class Progress(TrainerCallback, ExportableState):
     """Metric and evaluation manifest by which the best model was found; empty without one."""
     learning_rate: float = 0.0
     """Configured peak learning rate; 0 in checkpoints of earlier versions."""
+    trained_by_corpus: dict[str, int] = field(default_factory=dict)
+    """Samples that have been trained of each corpus of a mixture."""
 
     def state(self) -> dict[str, Any]:
         """What Hugging Face stores: no arguments to construct with, and the attributes to set."""

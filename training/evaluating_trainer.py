@@ -12,6 +12,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from common.errors import UserError
 from sample_queue.errors import StopRequested
 from training.batches import raise_failure
+from training.languages import own_prompts
 from training.ranks import agree
 from training.stop_flag import StopFlag
 from training.token_mean_loss import TokenMeanLoss
@@ -69,6 +70,9 @@ class EvaluatingTrainer(Seq2SeqTrainer):
         if prediction_loss_only:
             return None, None, None
         features = {"input_features": inputs["input_features"]}
+        processor: Any = self.processing_class
+        if (prompts := own_prompts(labels, processor.tokenizer)) is not None:
+            generate = {**self._gen_kwargs, "decoder_input_ids": prompts}
         _, written, _ = super().prediction_step(model, features, prediction_loss_only, ignore_keys, **generate)
         return None, written, labels
 

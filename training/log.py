@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 
 from common.errors import UserError
 from common.files import cannot_write
+from training.languages import describe_rates, language_rates
 from training.metrics import RATES
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,8 @@ class LogLine(TrainerCallback):
                 "evaluation of the model at step %d: loss %.4f%s  (%.0f s)",
                 self._model_step(), logs["eval_loss"], rates, logs.get("eval_runtime", 0.0),
             )  # fmt: skip
+            if by_language := language_rates(logs):
+                logger.info("by language: %s", describe_rates(by_language))
 
 
 TAIL_BYTES = 2**20

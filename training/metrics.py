@@ -16,6 +16,8 @@ import jiwer
 import numpy as np
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
+from training.languages import pick, rows_by_language
+
 APOSTROPHES = frozenset("'’ʼ‘`´")
 """Characters that join the parts of a word (don't): dropped, where other punctuation separates words."""
 RATES = ("wer", "cer", "wer_normalized", "cer_normalized")
@@ -125,13 +127,18 @@ class TranscriptionMetrics:
 
         Returns:
             `wer`, `cer`, `wer_normalized`, `cer_normalized`: 0 is perfect; more than 1 when the model writes more than
-            was said.
+            was said. With several languages also `bn_wer`, `bn_cer` and so on.
         """
         predictions = prediction.predictions
         hypotheses = self._decode(predictions[0] if isinstance(predictions, tuple) else predictions)
         references = self._decode(prediction.label_ids)
         self.examples = list(zip(references, hypotheses, strict=True))[:EXAMPLES_KEPT]
-        return error_rates(references, hypotheses, self._word_error_rate, self._character_error_rate)
+        rates = error_rates(references, hypotheses, self._word_error_rate, self._character_error_rate)
+        languages = rows_by_language(np.asarray(prediction.label_ids), self._tokenizer)
+        for language, rows in languages.items() if len(languages) > 1 else ():
+            of_language = error_rates(pick(references, rows), pick(hypotheses, rows))
+            rates |= {f"{language}_{name}": of_language[name] for name in ("wer", "cer")}
+        return rates
 
     def _decode(self, tokens: Any) -> list[str]:
         tokens = np.where(np.asarray(tokens) == IGNORED_LABEL, self._tokenizer.pad_token_id, tokens)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from config import Config
 from sample_queue.embedded_server import embedded_pid, may_embed
+from training.languages import describe_rates, language_rates
 from training.metrics import RATES, TranscriptionMetrics
 from training.stream_trainer import StreamTrainer
 
@@ -28,6 +29,7 @@ def make_report(config: Config, trainer: StreamTrainer, metrics: dict[str, float
     lines = [
         "",
         f"Training is done: {state.global_step} steps, {trainer.position} samples, {hours:.2f} h of audio",
+        *(f"  {count:>9} of corpus {name}" for name, count in progress.trained_by_corpus.items()),
         f"Time: {_duration(trainer.training_s)}, of which {_duration(progress.waited_s)} waiting for samples",
         *_rate_lines(trainer, metrics),
         *_example_lines(trainer),
@@ -64,7 +66,8 @@ def _rate_lines(trainer: StreamTrainer, metrics: dict[str, float]) -> list[str]:
         if key in metrics:
             was = f"{before[key]:.4f} → " if key in before else ""
             lines.append(f"{RATE_NAMES[rate]}: {was}{metrics[key]:.4f}")
-    return lines
+    by_language = language_rates(metrics)
+    return [*lines, f"By language: {describe_rates(by_language)}"] if by_language else lines
 
 
 def _example_lines(trainer: StreamTrainer) -> list[str]:

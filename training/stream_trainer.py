@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,8 @@ class TrainingStream:
     """Shared number: its `value` is kept at the position before which everything has been trained."""
     stop: StopFlag
     """When it is set, training ends after the step that is running."""
+    corpora: Sequence[str] = ()
+    """Names of the corpora of a mixture, with which the ids of its samples begin."""
 
 
 class StreamTrainer(CheckpointingTrainer):
@@ -76,6 +79,7 @@ class StreamTrainer(CheckpointingTrainer):
             self._collators[False] = evaluation_collator
         self._waited_since_log_s = 0.0
         self._step_audio_s = 0.0
+        self._step_corpora = [0.0] * len(stream.corpora)
         super().__init__(config, progress, stream.reader, callbacks, stop=stream.stop, **trainer)
 
     @property
@@ -174,9 +178,10 @@ class StreamTrainer(CheckpointingTrainer):
             failure = StopRequested(str(error))
         agree(failure, device)
         records: list[BatchRecord] = [batch[RECORD] for batch in batches]
-        self._step_audio_s, waited_s = sum_over_ranks(
-            [sum(record.duration_s for record in records), sum(record.waited_s for record in records)], device
-        )
+        audio_s, waited_s = (sum(record.duration_s for record in records), sum(record.waited_s for record in records))
+        names = Counter(each.partition("/")[0] for record in records for each in record.ids)
+        counts = [float(names[name]) for name in self._stream.corpora]
+        self._step_audio_s, waited_s, *self._step_corpora = sum_over_ranks([audio_s, waited_s, *counts], device)
         self._waited_since_log_s += waited_s / self.args.world_size
         self.progress.waited_s += waited_s / self.args.world_size
         return batches, self._get_num_items_in_batch(batches, device)
@@ -198,6 +203,9 @@ class StreamTrainer(CheckpointingTrainer):
         self._stream.trained.value = self.position
         self.state.epoch = self.position / self._stream.samples_per_epoch
         self.progress.trained_s += self._step_audio_s
+        trained = self.progress.trained_by_corpus
+        for name, count in zip(self._stream.corpora, self._step_corpora, strict=True):
+            trained[name] = trained.get(name, 0) + round(count)
         if self._samples_log:
             self._samples_log.write_step(self.state.global_step)
         self._check_output_dir()

@@ -12,7 +12,7 @@ from transformers import WhisperTokenizer
 from common.errors import UserError
 from config import ModelConfig
 from features.feature_spec import ModelFilesError, load_feature_spec
-from features.labels import TranscriptEncoder, load_transcript_encoder
+from features.labels import LanguageError, TranscriptEncoder, load_transcript_encoder
 from tests.models import ModelFolders, edit_json
 
 
@@ -131,3 +131,62 @@ def test_a_config_that_is_no_whispers_is_told_in_one_line(folder, content):
     with pytest.raises(ModelFilesError) as caught:
         load_transcript_encoder(ModelConfig(model_name=str(folder), language="English"))
     assert "\n" not in str(caught.value)
+
+
+def plain_labels(folder: Path, transcript: str, language: str | None, task: str | None) -> list[int]:
+    """Labels as Hugging Face's tokenizer makes them when it is set to one language and task."""
+    tokenizer = WhisperTokenizer.from_pretrained(folder, language=language, task=task, predict_timestamps=False)
+    return tokenizer(transcript).input_ids
+
+
+@pytest.mark.parametrize("run", ["English", ""])
+@pytest.mark.parametrize(
+    ("language", "task"),
+    [("Bengali", ""), ("bn", "translate"), ("NO", "transcribe"), ("haitian creole", ""), ("burmese", "translate")],
+)
+def test_a_recording_of_its_own_language_and_task_has_the_labels_that_hugging_face_gives_it(
+    tiny_checkpoint, run, language, task
+):
+    encoder = load_transcript_encoder(ModelConfig(model_name=str(tiny_checkpoint), language=run))
+    encoder = pickle.loads(pickle.dumps(encoder))
+    for text in ("one two", "", "এক দুই", " Ünï  code "):
+        expected = plain_labels(tiny_checkpoint, text, language.lower(), task or "transcribe")
+        assert encoder.encode(text, language, task).tolist() == expected
+        of_the_run = plain_labels(tiny_checkpoint, text, run.lower() or None, "transcribe" if run else None)
+        assert encoder.encode(text).tolist() == of_the_run
+    assert not encoder.is_too_long("zq" * 10, language, task)
+    assert encoder.is_too_long("zqx " * 500, language, task)
+
+
+def test_a_task_alone_goes_with_the_language_of_the_run(tiny_checkpoint, encoder):
+    expected = plain_labels(tiny_checkpoint, "one", "english", "translate")
+    assert encoder.encode("one", "", "translate").tolist() == expected
+    assert encoder.encode("one", "", "transcribe").tolist() == encoder.encode("one").tolist()
+    alone = load_transcript_encoder(ModelConfig(model_name=str(tiny_checkpoint), language=""))
+    assert alone.prompt_of("", "transcribe") == alone.prompt
+    with pytest.raises(LanguageError, match="unknown task 'translate': it needs a language"):
+        alone.encode("one", "", "translate")
+
+
+def test_a_language_of_a_recording_that_the_model_has_no_token_for_is_named(tiny_checkpoint, tmp_path, encoder, folder):
+    with pytest.raises(LanguageError, match="unknown language 'Klingon'"):
+        encoder.encode("one", "Klingon")
+    older = load_transcript_encoder(
+        ModelConfig(model_name=str(ModelFolders(tiny_checkpoint, tmp_path)("noyue")), language="English")
+    )
+    with pytest.raises(LanguageError, match="unknown language 'Cantonese'"):
+        older.encode("one", "Cantonese")
+    edit_json(folder / "generation_config.json", is_multilingual=False)
+    english_only = load_transcript_encoder(ModelConfig(model_name=str(folder), language=""))
+    assert english_only.encode("one", "en").tolist() == english_only.encode("one").tolist()
+    with pytest.raises(LanguageError, match="unknown language 'bn'"):
+        english_only.encode("one", "bn")
+
+
+def test_encoders_that_give_recordings_of_a_language_another_task_have_other_digests(tiny_checkpoint):
+    digests = {
+        load_transcript_encoder(ModelConfig(model_name=str(tiny_checkpoint), language=language, task=task)).digest
+        for language in ("English", "")
+        for task in ("transcribe", "translate")
+    }
+    assert len(digests) == 4

@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from audioaugmentations import AudioAugmentations, Step
 from config import AudioAugmentationConfig, Config, DataConfig
-from producing.plan import ORIGINAL_VARIANT, Blocks, Plan, fingerprint
+from producing.plan import ORIGINAL_VARIANT, Blocks, Plan, Shares, fingerprint
 
 PLAN = Plan(seed=1, rows=50, epochs=3, include_original=True, augmented_copies=2)
 
@@ -65,6 +66,55 @@ def test_no_augmentation_or_option_comes_to_a_recording_again_before_all_others_
             given, count = [step.option for step in steps if step.name == name], len(options[name])
             for start in range(len(given) - count + 1):
                 assert set(given[start : start + count]) == set(options[name])
+
+
+SHARED_PLAN = Plan(3, 131, 9, True, 1, shares=Shares((100, 7, 0, 24), (0.3, 2.0, 5.0, 1.5)))
+
+
+def visits(plan: Plan, epoch: int) -> Counter[int]:
+    """How often each row comes in an epoch, as an original."""
+    size = plan.samples_per_epoch
+    draws = map(plan.draw, range(epoch * size, (epoch + 1) * size))
+    return Counter(draw.row for draw in draws if draw.variant == ORIGINAL_VARIANT)
+
+
+def test_a_weight_says_how_often_the_recordings_of_a_corpus_come_in_an_epoch():
+    assert SHARED_PLAN.samples_per_epoch == 2 * (30 + 14 + 36)
+    assert len(SHARED_PLAN) == 9 * SHARED_PLAN.samples_per_epoch
+    epochs = [visits(SHARED_PLAN, epoch) for epoch in range(9)]
+    for met in epochs:
+        assert sorted(met[row] for row in range(100)) == [0] * 70 + [1] * 30
+        assert {met[row] for row in range(100, 107)} == {2}
+        assert sorted(met[row] for row in range(107, 131)) == [1] * 12 + [2] * 12
+    assert set(epochs[0]) & set(epochs[1]) <= set(range(100, 131))  # the next 30 % are fresh
+    for stop in range(1, 10):
+        together = sum((epochs[epoch] for epoch in range(stop)), Counter())
+        for rows in (range(100), range(100, 107), range(107, 131)):
+            counts = [together[row] for row in rows]
+            assert max(counts) - min(counts) <= 1
+
+
+def test_the_copies_of_a_recording_take_consecutive_turns_however_often_its_corpus_comes():
+    plan = dataclasses.replace(SHARED_PLAN, augmented_copies=2)
+    draws = [plan.draw(position) for position in range(len(plan))]
+    for row in (0, 50, 103, 120):
+        turns = [draw.turn for draw in draws if draw.row == row and draw.variant != ORIGINAL_VARIANT]
+        assert sorted(turns) == list(range(row + 1, row + 1 + len(turns)))
+
+
+def test_a_corpus_is_drawn_alike_whatever_comes_after_it_and_at_least_one_of_it_comes():
+    alone = Plan(3, 100, 9, True, 1, shares=Shares((100,), (0.3,)))
+    assert visits(alone, 4) == {row: n for row, n in visits(SHARED_PLAN, 4).items() if row < 100}
+    assert Plan(1, 10, 1, True, 0, shares=Shares((10,), (0.001,))).samples_per_epoch == 1
+    with pytest.raises(ValueError, match="shares of 9 recordings in a plan of 10"):
+        Plan(1, 10, 1, True, 0, shares=Shares((9,), (1.0,)))
+
+
+def test_an_epoch_of_1_400_000_weighted_recordings_is_ready_in_seconds():
+    plan = Plan(1, 1_400_000, 2, True, 0, shares=Shares((14_000,) * 100, (0.9, 1.1) * 50))
+    began = time.process_time()
+    assert len({plan.draw(position).row for position in range(1_399_000, 1_401_000)}) > 1990
+    assert time.process_time() - began < 5
 
 
 def test_with_one_copy_a_recording_takes_one_turn_per_epoch():
@@ -128,16 +178,17 @@ def test_neighbours_in_the_stream_come_from_all_blocks_of_the_window():
     assert np.median([len(set(blocks[p : p + 32])) for p in range(768)]) > 5
 
 
-def test_another_process_computes_the_same_sliding_window():
+@pytest.mark.parametrize("plan", [BLOCK_PLAN, SHARED_PLAN])
+def test_another_process_computes_the_same_sliding_window_and_the_same_shares(plan):
     code = (
         "import pickle, sys; p = pickle.load(open(sys.argv[1], 'rb'));"
-        "print([(p.draw(i).row, p.draw(i).variant) for i in range(0, 1600, 7)])"
+        "print([(p.draw(i).row, p.draw(i).variant) for i in range(0, len(p), 7)])"
     )
     with tempfile.NamedTemporaryFile() as file:
-        file.write(pickle.dumps(BLOCK_PLAN))
+        file.write(pickle.dumps(plan))
         file.flush()
         other = subprocess.run([sys.executable, "-c", code, file.name], capture_output=True, text=True, check=True)
-    draws = [BLOCK_PLAN.draw(i) for i in range(0, 1600, 7)]
+    draws = [plan.draw(i) for i in range(0, len(plan), 7)]
     assert other.stdout.strip() == str([(d.row, d.variant) for d in draws])
 
 
