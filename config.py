@@ -114,6 +114,9 @@ class DataConfig:
     hf://org/name/config:split, hf://org/name@revision:split; splits are joined by +."""
     eval_manifest: str = ""
     """Evaluation manifest of the same form. Empty: no evaluation, no best model, no early stopping."""
+    format: str = ""
+    """How both manifests are written, by its name in docs/sources.md (kaldi, common_voice, webdataset, …). Empty: it is
+    found out by looking."""
     audio_column: str = ""
     """Name of the audio column. Empty: the first of audio, file_name, path that the manifest has."""
     text_column: str = ""
@@ -202,7 +205,8 @@ class ModelConfig:
     model_name: str = "openai/whisper-medium"
     """Whisper checkpoint: a name on the Hugging Face Hub or a folder."""
     language: str = "Bengali"
-    """Language of the transcripts, as Whisper names it (Bengali or bn). Empty for English-only models."""
+    """Language of the transcripts, as Whisper names it (Bengali or bn). Empty for English-only models, and to train a
+    multilingual one without a language token."""
     task: Literal["transcribe", "translate"] = "transcribe"
     """transcribe: same language; translate: the transcripts are English."""
     output_dir: str = "out"
@@ -250,7 +254,7 @@ class ModelConfig:
     metric_for_best_model: str = "cer"
     """What best means: cer, wer, cer_normalized, wer_normalized or loss."""
     greater_is_better: bool = False
-    """Whether a larger metric is better. Error rates and losses: False."""
+    """Whether a larger metric is better. Always False: all metrics are error rates or losses."""
     early_stopping_patience: int = 10
     """Stop after this many evaluations in a row without a better one. 0: never."""
     dataloader_num_workers: int = 0
@@ -284,6 +288,7 @@ class ModelConfig:
             self.metric_for_best_model,
             "one of " + ", ".join(METRICS),
         )
+        _require(not self.greater_is_better, "model.greater_is_better", True, "False: the lowest error is the best")
         if not self.predict_with_generate and self.metric_for_best_model != "loss":
             raise ConfigurationError(
                 f"model.metric_for_best_model is {self.metric_for_best_model!r}, which needs "

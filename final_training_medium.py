@@ -27,8 +27,9 @@ def main() -> None:
     run.attach(trainer)  # the queue serves us from the checkpoint's position on
     run.train(trainer)  # its collator pops each batch, and waits while the queue has less than one
 
+    run.save(trainer)  # before the evaluation, which may fail or be stopped
     metrics = run.evaluate(trainer)
-    run.save(trainer)
+    run.finish(trainer)
     print(run.report(trainer, metrics))
 
 

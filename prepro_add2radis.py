@@ -52,7 +52,8 @@ def read_settings() -> Config:
 
 def plan_stream(config: Config) -> StreamRecipe:
     """Reads and scans the manifest, and plans the stream. A trainer that waits for the plan hears that it is coming."""
-    find_manifest(config.data.train_manifest)  # mistakes are told before a server is started or a model fetched
+    # Mistakes are told before a server is started or a model fetched.
+    find_manifest(config.data.train_manifest, config.data.format)
     audioaugmentations.check(config.audio_augmentation)
     check_executor(config)
     spec = load_feature_spec(config.model.model_name)

@@ -1,4 +1,4 @@
-"""A training run from start to end: what it goes on from, its trainer, its evaluation, what it leaves behind."""
+"""A training run from start to end: checkpoint, trainer, training, evaluation, final model, report."""
 
 from __future__ import annotations
 
@@ -41,9 +41,10 @@ from training.model import check_model_fits
 from training.model_card import write_model_card
 from training.output_folder import OutputFolder
 from training.report import make_report
+from training.resume import best_still_counts, check_model_shapes
 from training.schedule import Schedule, make_schedule
 from training.stop_flag import StopFlag
-from training.stream_trainer import StreamTrainer
+from training.stream_trainer import StreamTrainer, TrainingStream
 
 logger = logging.getLogger(__name__)
 
@@ -56,17 +57,18 @@ class TooFewSamplesError(UserError):
 
 
 class TrainingRun:
-    """What a run of the training script holds from its first line to its last."""
+    """The state of one run of the training script."""
 
     def __init__(self, config: Config) -> None:
-        """Meets the other ranks, if there are any, and prepares the output folder.
+        """Connects to the other ranks, if there are any, and prepares the output folder.
 
         Raises:
             UserError: an argument that cannot work, or an output folder that cannot be written or is another trainer's.
         """
         if config.data.eval_manifest:
-            find_manifest(config.data.eval_manifest)  # a wrong path is told now, not after the model and the plan
-        disable_progress_bar()  # of loading and writing weights: noise in a log file
+            # A wrong path is refused before the model and the plan.
+            find_manifest(config.data.eval_manifest, config.data.format)
+        disable_progress_bar()  # those of loading and writing weights
         self._config = config
         self._output_dir = Path(config.model.output_dir).expanduser()
         self._arguments = make_training_arguments(config)
@@ -107,26 +109,22 @@ class TrainingRun:
         arguments.generation_max_length = min(config.model.generation_max_length, model.config.max_target_positions)
         with arguments.main_process_first(local=False, desc="looking for a checkpoint"):
             self._checkpoint = self._find_checkpoint(card)
-        schedule = self._make_schedule(card)
+        if self._checkpoint:
+            check_model_shapes(self._checkpoint.path, model.config)
         recordings = self._load_evaluation(spec, encoder)
-        limits = SampleLimits(card.num_mel_bins, card.window_frames, encoder.max_tokens, model.config.vocab_size)
         make_batch = BatchMaker(
             card.window_frames, model.config.decoder_start_token_id, int(model.config.pad_token_id or 0)
         )
+        limits = SampleLimits(card.num_mel_bins, card.window_frames, encoder.max_tokens, model.config.vocab_size)
+        stream_collator = StreamCollator(self._reader, card, f"{config.redis.namespace}:samples", limits, make_batch)
+        evaluation_collator = recordings and EvaluationCollator(
+            recordings, SampleSettings(spec, encoder, config.data), make_batch
+        )
         trainer = StreamTrainer(
-            schedule=schedule,
-            samples_per_epoch=card.samples_per_epoch,
-            progress=Progress(plan=card.fingerprint),
-            reader=self._reader,
-            trained=self._trained,
-            stop=self._stop,
-            stream_collator=StreamCollator(self._reader, card, f"{config.redis.namespace}:samples", limits, make_batch),
-            evaluation_collator=EvaluationCollator(recordings, SampleSettings(spec, encoder, config.data), make_batch)
-            if recordings
-            else None,
-            keep_checkpoints=config.model.save_total_limit,
-            early_stopping_patience=config.model.early_stopping_patience if recordings else 0,
-            log_samples=config.model.log_samples,
+            self._make_stream(card, stream_collator),
+            config.model,
+            Progress(plan=card.fingerprint, judged_by=self._judged_by),
+            evaluation_collator or None,
             model=model,
             args=arguments,
             train_dataset=PositionDataset(card.planned),
@@ -139,7 +137,7 @@ class TrainingRun:
         return trainer
 
     def attach(self, trainer: StreamTrainer) -> None:
-        """Makes this run the one that the queue serves, from where the checkpoint stands.
+        """Tells the queue to serve this run, from the checkpoint's position on.
 
         Raises:
             UserError: the queue holds another plan, or a finished run.
@@ -147,7 +145,7 @@ class TrainingRun:
         self._trained.value = trainer.schedule.start_position
         if self._leads:
             self._reader.attach(trainer.schedule.start_position)
-            remove_incomplete(self._output_dir)  # not before: a trainer that is fenced off now may have been saving
+            remove_incomplete(self._output_dir)  # not before: another trainer, now fenced off, may have been saving
         trainer.accelerator.wait_for_everyone()
 
     def train(self, trainer: StreamTrainer) -> None:
@@ -159,8 +157,16 @@ class TrainingRun:
         """
         trainer.train_stream(self._checkpoint.path if self._checkpoint else None)
 
+    def save(self, trainer: StreamTrainer) -> None:
+        """Saves the model with all that is needed to load it.
+
+        Raises:
+            UserError: the output folder cannot be written.
+        """
+        trainer.save_final_model()
+
     def evaluate(self, trainer: StreamTrainer) -> dict[str, float]:
-        """Evaluates the model as it will be saved, unless that was the last evaluation anyway.
+        """Evaluates the saved model, unless that was the last evaluation anyway.
 
         Returns:
             `eval_loss`, `eval_wer` and the like; empty without an evaluation manifest.
@@ -172,16 +178,16 @@ class TrainingRun:
         if evaluations and evaluations[-1]["step"] == step:
             return evaluations[-1]
         logger.info("evaluating the model of step %d", step)
-        return trainer.evaluate()
+        metrics = trainer.evaluate()
+        trainer.save_final_state()
+        return metrics
 
-    def save(self, trainer: StreamTrainer) -> None:
-        """Saves the model with all that is needed to load it and its card, and says in the queue that the run is
-        finished; then pushes it to the Hub, if that is wanted.
+    def finish(self, trainer: StreamTrainer) -> None:
+        """Writes the model's card, says in the queue that the run is finished, and pushes to the Hub if that is wanted.
 
         Raises:
             UserError: the output folder cannot be written, or the Hub not be reached.
         """
-        trainer.save_final_model()
         if self._leads:
             with saving(self._output_dir):
                 write_model_card(self._output_dir, self._config, trainer)
@@ -201,6 +207,16 @@ class TrainingRun:
                 checkpoint.path, checkpoint.step, checkpoint.position, card.planned,
             )  # fmt: skip
         return checkpoint
+
+    @property
+    def _judged_by(self) -> str:
+        """By what the best model is found; empty without an evaluation."""
+        manifest = self._config.to_dict()["data"]["eval_manifest"]  # without secrets
+        return f"{self._config.model.metric_for_best_model} on {manifest}" if manifest else ""
+
+    def _make_stream(self, card: PlanCard, collator: StreamCollator) -> TrainingStream:
+        schedule = self._make_schedule(card)
+        return TrainingStream(schedule, card.samples_per_epoch, self._reader, collator, self._trained, self._stop)
 
     def _make_schedule(self, card: PlanCard) -> Schedule:
         arguments, checkpoint = self._arguments, self._checkpoint
@@ -225,29 +241,33 @@ class TrainingRun:
         if schedule.is_done:
             logger.info("nothing is left to train: %s is at the end of the run", checkpoint and checkpoint.path)
             return schedule
-        warmup_steps = arguments.get_warmup_steps(schedule.steps)
-        if warmup_steps >= schedule.steps:
-            logger.warning(
-                "model.warmup_steps (%d) is no less than the %d steps of the whole run: the learning rate never "
-                "reaches its peak; set --model.warmup_steps 0.1 for a tenth of the run",
-                warmup_steps, schedule.steps,
-            )  # fmt: skip
+        self._warn_of_long_warmup(schedule.steps)
         prefetched = arguments.dataloader_num_workers * (arguments.dataloader_prefetch_factor or 2)
         check_capacity(
             self._reader.status().limit_bytes, card.max_sample_bytes, global_batch + micro_batches * (1 + prefetched)
         )
         return schedule
 
+    def _warn_of_long_warmup(self, steps: int) -> None:
+        warmup_steps = self._arguments.get_warmup_steps(steps)
+        if warmup_steps >= steps:
+            logger.warning(
+                "model.warmup_steps (%d) is no less than the %d steps of the whole run: the learning rate never "
+                "reaches its peak; set --model.warmup_steps 0.1 for a tenth of the run",
+                warmup_steps, steps,
+            )  # fmt: skip
+
     def _resume(self, checkpoint: Checkpoint, schedule: Schedule) -> Schedule:
-        """Whether the checkpoint ends the run, and whether its evaluation was cut short."""
+        """Finds out whether the checkpoint ends the run, and whether its evaluation was cut short."""
         arguments = self._arguments
         state = TrainerState.load_from_json(str(checkpoint.path / TRAINER_STATE))
         ends_here = schedule.is_done or checkpoint.step % self._config.model.eval_steps == 0
         evaluated = any(entry["step"] == checkpoint.step and "eval_loss" in entry for entry in state.log_history)
         arguments.eval_on_start = arguments.eval_strategy == "steps" and ends_here and not evaluated
         stopping = state.stateful_callbacks.get(EarlyStoppingCallback.__name__)
-        patience = self._config.model.early_stopping_patience
-        if stopping and patience and stopping["attributes"]["early_stopping_patience_counter"] >= patience:
+        patience, metric = self._config.model.early_stopping_patience, self._config.model.metric_for_best_model
+        used_up = stopping["attributes"]["early_stopping_patience_counter"] if stopping else 0
+        if used_up >= patience > 0 and best_still_counts(state, checkpoint.progress, self._judged_by, metric):
             arguments.max_steps = checkpoint.step
             return replace(schedule, stop_position=checkpoint.position, steps=checkpoint.step)
         return schedule
@@ -257,5 +277,5 @@ class TrainingRun:
         if not data.eval_manifest:
             return None
         with self._arguments.main_process_first(local=False, desc="scanning the evaluation manifest"):
-            # Threads: an evaluation manifest is small, and new processes would import all of this first.
+            # In threads: an evaluation manifest is small, and each process would first import all of this.
             return load_recordings(data.eval_manifest, data, spec, encoder, report=report, processes=0)

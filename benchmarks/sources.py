@@ -11,6 +11,7 @@ streamed, N rows     Parquet with N rows per row group, in the order of a stream
 mapped Arrow         the same rows as `datasets` loads them: a memory-mapped copy
 group per sample     Parquet read in place, a row group for every sample, 100 rows per group
 scan, unpack         rows/s of a scan, one process; MB/s of unpacking
+segments, MP3        see `benchmarks/parts.py`; --hours 3 --segments 2000 is a whole day of a parliament in small
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ import tyro
 
 from audio.waveform import load_waveform
 from benchmarks.clips import make_clips
+from benchmarks.parts import measure_segments, write_mp3_manifest
 from config import Config, DataConfig, ModelConfig
 from corpus.recordings import Recordings
 from corpus.scan import load_recordings
@@ -64,6 +66,12 @@ class Settings:
     """Rows of the data set; 200 different clips in turn."""
     samples: int = 2000
     """Samples read per measurement."""
+    hours: float = 0.1
+    """Length of the recording that segments are read of."""
+    segments: int = 100
+    """How many."""
+    only_files: bool = False
+    """Whether to leave out all that has to do with Parquet."""
 
 
 def write_parquet(clips: Path, target: Path, rows: int, group_rows: int) -> int:
@@ -103,9 +111,20 @@ class Bench:
         spec = load_feature_spec(self._model.model_name)
         self._spec = FeatureSpec(spec.num_mel_bins, spec.sampling_rate, spec.n_fft, spec.hop_length, 30)
 
+    @property
+    def spec(self) -> FeatureSpec:
+        """What the model takes."""
+        return self._spec
+
     def load(self, manifest: Path, data: DataConfig) -> Recordings:
         report = self._folder / "rejected.jsonl"
         return load_recordings(str(manifest), data, self._spec, self._encoder, report=report, processes=0)
+
+    def measure_mp3_scan(self, data: DataConfig) -> float:
+        """Files/s of CPU time."""
+        manifest = write_mp3_manifest(self._folder / "clips", self._folder / "mp3", self._settings.rows)
+        started = time.process_time()
+        return len(self.load(manifest, data)) / (time.process_time() - started)
 
     def measure(self, manifest: Path, data: DataConfig) -> tuple[float, float]:
         """Samples/s in the plan's order, and rows/s of the scan."""
@@ -162,36 +181,48 @@ def main() -> None:
     settings = tyro.cli(Settings, description=__doc__)
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+        folder, figures = Path(temporary), {}
         make_clips(folder / "clips")
-        bench, figures = Bench(folder, settings), {}
-        size = write_parquet(folder / "clips", folder / "groups of 100", settings.rows, 100)
-        write_parquet(folder / "clips", folder / "groups of 1000", settings.rows, 1000)
-        files = folder / "files.jsonl"
-        with (folder / "clips" / "metadata.csv").open(encoding="utf-8") as file:
-            rows = [{"audio": f"clips/{row['audio']}", "text": row["text"]} for row in csv.DictReader(file)]
-        files.write_text("".join(json.dumps(rows[n % len(rows)]) + "\n" for n in range(settings.rows)))
-
-        def data(**more: object) -> DataConfig:
-            return DataConfig(cache_dir=str(folder / "cache"), num_workers=1, **more)  # type: ignore[arg-type]
-
+        bench = Bench(folder, settings)
+        figures["scan of MP3, files/s"] = bench.measure_mp3_scan(cached_in(folder))
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-        figures["files, samples/s"], figures["scan of files, rows/s"] = bench.measure(files, data())
-        hundred, thousand = folder / "groups of 100", folder / "groups of 1000"
-        figures["unpacked, samples/s"], figures["scan that unpacks, rows/s"] = bench.measure(hundred, data())
-        limit_gb = size / 2 / 2**30
-        streamed = data(streaming=True, streaming_cache_gb=limit_gb)
-        figures["streamed, 100 rows per group, samples/s"], _ = bench.measure(hundred, streamed)
-        wide = data(streaming=True, streaming_cache_gb=4.1 * size * 1000 / settings.rows / 2**30)
-        figures["streamed, 1000 rows per group, samples/s"], _ = bench.measure(thousand, wide)
-        figures["mapped Arrow, samples/s"] = bench.measure_arrow(hundred)
-        figures["group per sample, samples/s"] = bench.measure_groups(hundred, 100)
-        figures["unpack, MB/s"] = bench.measure_unpacking(hundred, data(), size)
+        figures |= measure_segments(
+            folder / "clips", folder / "segments", settings.hours, settings.segments, bench.spec
+        )
+        if not settings.only_files:
+            figures |= measure_parquet(bench, folder, settings)
         for name, value in figures.items():
-            print(f"{name:<45}{value:>10.0f}")
+            print(f"{name:<50}{value:>10.4g}" if value < 100 else f"{name:<50}{value:>10.0f}")
     if settings.json:
         settings.json.parent.mkdir(parents=True, exist_ok=True)
         settings.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def cached_in(folder: Path, **more: object) -> DataConfig:
+    """Settings of one process whose cache is in the folder."""
+    return DataConfig(cache_dir=str(folder / "cache"), num_workers=1, **more)  # type: ignore[arg-type]
+
+
+def measure_parquet(bench: Bench, folder: Path, settings: Settings) -> dict[str, float]:
+    """Files against Parquet, unpacked and streamed."""
+    figures = {}
+    size = write_parquet(folder / "clips", folder / "groups of 100", settings.rows, 100)
+    write_parquet(folder / "clips", folder / "groups of 1000", settings.rows, 1000)
+    files = folder / "files.jsonl"
+    with (folder / "clips" / "metadata.csv").open(encoding="utf-8") as file:
+        rows = [{"audio": f"clips/{row['audio']}", "text": row["text"]} for row in csv.DictReader(file)]
+    files.write_text("".join(json.dumps(rows[n % len(rows)]) + "\n" for n in range(settings.rows)))
+    figures["files, samples/s"], figures["scan of files, rows/s"] = bench.measure(files, cached_in(folder))
+    hundred, thousand = folder / "groups of 100", folder / "groups of 1000"
+    figures["unpacked, samples/s"], figures["scan that unpacks, rows/s"] = bench.measure(hundred, cached_in(folder))
+    streamed = cached_in(folder, streaming=True, streaming_cache_gb=size / 2 / 2**30)
+    figures["streamed, 100 rows per group, samples/s"], _ = bench.measure(hundred, streamed)
+    wide = cached_in(folder, streaming=True, streaming_cache_gb=4.1 * size * 1000 / settings.rows / 2**30)
+    figures["streamed, 1000 rows per group, samples/s"], _ = bench.measure(thousand, wide)
+    figures["mapped Arrow, samples/s"] = bench.measure_arrow(hundred)
+    figures["group per sample, samples/s"] = bench.measure_groups(hundred, 100)
+    figures["unpack, MB/s"] = bench.measure_unpacking(hundred, cached_in(folder), size)
+    return figures
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from audio.audio_file import RecordingError
@@ -18,8 +19,12 @@ AUDIO_COLUMNS = ("audio", "file_name", "path", "audio_filepath")
 TEXT_COLUMNS = ("text", "transcription", "transcript", "sentence")
 OFFSET_COLUMNS = ("offset", "start")
 OPTIONAL_COLUMNS = ("duration", "id", *OFFSET_COLUMNS, "end", "channel", "language", "task")
+OPTIONAL = frozenset(OPTIONAL_COLUMNS)
+PLAIN = frozenset({"duration", "id"})
+"""Optional columns of recordings that are whole files in the run's language."""
 NO_VALUE = frozenset({"", "nan", "none", "null", "na", "n/a"})
 """What stands in a column of numbers where there is none."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
 TASKS = ("transcribe", "translate")
 
 
@@ -76,25 +81,31 @@ def read_row(
         transcript: str | RecordingError = read_text(values.get(columns.text), "transcript")
     except RecordingError as error:
         transcript = error
-    row_id = values.get("id")
-    row = ManifestRow(audio, name, transcript, "" if row_id is None else str(row_id))
+    more = values.keys() & OPTIONAL
+    row_id = values["id"] if "id" in more else None
+    row_id = "" if row_id is None else _without_surrogates(str(row_id))
     try:
-        duration_s = _number(values, "duration")
+        duration_s = _number(values, "duration") if "duration" in more else None
+        if more <= PLAIN and data.channel < 0:
+            return ManifestRow(audio, name, transcript, row_id, WHOLE, duration_s)
         part = _read_part(values, duration_s, data.channel)
         language, task = read_text(values.get("language"), "language"), _read_task(values)
     except RecordingError as error:
-        return replace(row, part=error)
-    if part == WHOLE and duration_s is None and not language and not task:
-        return row
+        return ManifestRow(audio, name, transcript, row_id, error)
     length_s = duration_s if part.duration_s is None else part.duration_s
-    return replace(row, name=name + part.suffix, part=part, duration_s=length_s, language=language, task=task)
+    return ManifestRow(audio, name + part.suffix, transcript, row_id, part, length_s, language, task)
 
 
 def read_path(value: Any) -> str:
     """The path in an audio column: a string, or a struct with one. Empty: there is none."""
     if isinstance(value, Mapping):
         value = value.get("path")
-    return "" if value is None else str(value)
+    return "" if value is None else _without_surrogates(str(value))
+
+
+def _without_surrogates(text: str) -> str:
+    """Text that can be written: JSON may hold halves of UTF-16 pairs, which no file does."""
+    return _SURROGATE.sub("?", text)
 
 
 def read_text(value: Any, what: str) -> str:
@@ -104,6 +115,8 @@ def read_text(value: Any, what: str) -> str:
         RecordingError: it is a list, a dictionary, true or false.
     """
     if isinstance(value, str):
+        if _SURROGATE.search(value):
+            raise RecordingError(f"{what} is damaged: it holds half of a character (a lone surrogate)")
         return clean_transcript(value)
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""

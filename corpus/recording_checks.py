@@ -12,20 +12,23 @@ from typing import TypeVar
 import numpy as np
 
 from audio.audio_file import RecordingError, check_file
-from audio.part import WHOLE, Part
+from audio.part import Part
 from audio.waveform import check_duration, recording_duration_s
 from config import DataConfig
 from corpus.manifest import ManifestRow, Table
+from corpus.missing_files import describe_missing
 from corpus.recordings import encode_recording
 from corpus.rejected_report import Rejection
 from features.feature_spec import FeatureSpec
 from features.labels import TranscriptEncoder
-from storage.audio_sources import URLS_AT_ONCE
+from storage.audio_sources import URLS_AT_ONCE, is_inside_file
 from storage.remote_files import is_url, join
-from storage.row_group_cache import parse_locator
 
 T = TypeVar("T")
 V = TypeVar("V")
+
+MAYBE_MILLISECONDS = 200.0
+"""A stated duration above this may be in another unit."""
 
 
 @dataclass(frozen=True)
@@ -38,22 +41,6 @@ class Rules:
     encoder: TranscriptEncoder
 
 
-@dataclass(frozen=True)
-class AudioToCheck:
-    """What a row says of its audio."""
-
-    audio: str
-    """As in the manifest."""
-    part: Part
-    duration_s: float | None
-    """Of the part; None: the manifest does not say."""
-
-    def to_json(self, reason: str) -> bytes:
-        """A line of `audio_faults.jsonl`: the audio, and why it can't be used."""
-        part = [self.part.offset_s, self.part.duration_s, self.part.channel]
-        return json.dumps([self.audio, part, self.duration_s, reason]).encode() + b"\n"
-
-
 @dataclass
 class CheckedRows:
     """What a task of a scan found."""
@@ -62,7 +49,7 @@ class CheckedRows:
     """The usable rows, a JSON line each, see `encode_recording`."""
     rejected: list[Rejection] = field(default_factory=list)
     audio_faults: list[bytes] = field(default_factory=list)
-    """Of the rejected rows those whose audio file can't be used, a JSON line each, see `AudioToCheck.to_json`."""
+    """Of the rejected rows those whose audio file can't be used, a JSON line each, see `_audio_fault`."""
     duration_s: float = 0.0
     """Of the usable rows together."""
 
@@ -78,25 +65,30 @@ def check_rows(table: Table, rules: Rules, start: int, stop: int) -> CheckedRows
 
     def judge(row: ManifestRow) -> float | RecordingError:
         try:
-            _check_values(rules, row)
-            return _check_audio(rules, _audio_of(row))
+            part = _check_values(rules, row)
+            return _check_audio(rules, row.audio, part, row.duration_s)
         except RecordingError as error:
             return error
 
-    def is_at_url(row: ManifestRow) -> bool:
-        return _is_at_url(rules, row.audio)
-
     rows = table.read(start, stop)
-    for number, (row, verdict) in enumerate(_in_threads(judge, rows, is_at_url), start):
+    verdicts = _in_threads(judge, rows, lambda row: _is_at_url(rules, row.audio))
+    for number, (row, verdict) in enumerate(verdicts, start):
         row_id = row.id or row.name
-        if isinstance(verdict, RecordingError):
-            found.rejected.append(Rejection(number, row_id, row.name, str(verdict)))
-            if isinstance(verdict, AudioFileError) and not parse_locator(row.audio):
-                found.audio_faults.append(_audio_of(row).to_json(str(verdict)))
-        else:
+        if isinstance(verdict, float):
             found.duration_s += verdict
             found.lines.append(encode_recording(number, row_id, row))
+            continue
+        found.rejected.append(Rejection(number, row_id, row.name, str(verdict)))
+        if isinstance(verdict, AudioFileError) and not is_inside_file(row.audio):
+            found.audio_faults.append(_audio_fault(row, str(verdict)))
     return found
+
+
+def _audio_fault(row: ManifestRow, reason: str) -> bytes:
+    """A line of `audio_faults.jsonl`: what a row says of its audio, and why that can't be used."""
+    assert isinstance(row.part, Part)
+    part = [row.part.offset_s, row.part.duration_s, row.part.channel]
+    return json.dumps([row.audio, part, row.duration_s, reason]).encode() + b"\n"
 
 
 def has_changed(rules: Rules, audio_faults: Sequence[bytes]) -> bool:
@@ -110,7 +102,7 @@ def has_changed(rules: Rules, audio_faults: Sequence[bytes]) -> bool:
     def judge(line: bytes) -> bool:
         audio, part, duration_s, reason = json.loads(line)
         try:
-            _check_audio(rules, AudioToCheck(audio, Part(*part), duration_s))
+            _check_audio(rules, audio, Part(*part), duration_s)
         except RecordingError as error:
             return str(error) != reason
         return True
@@ -151,16 +143,14 @@ def _in_threads(judge: Callable[[T], V], rows: Iterable[T], is_at_url: Callable[
 
 
 def _is_at_url(rules: Rules, audio: str) -> bool:
-    audio = join(rules.root, audio)
-    return is_url(audio) and not parse_locator(audio)
+    return (is_url(audio) or is_url(rules.root)) and is_url(join(rules.root, audio)) and not is_inside_file(audio)
 
 
-def _audio_of(row: ManifestRow) -> AudioToCheck:
-    return AudioToCheck(row.audio, row.part if isinstance(row.part, Part) else WHOLE, row.duration_s)
-
-
-def _check_values(rules: Rules, row: ManifestRow) -> None:
+def _check_values(rules: Rules, row: ManifestRow) -> Part:
     """Refuses a row for what it says.
+
+    Returns:
+        The part of the audio that it names.
 
     Raises:
         RecordingError: the reason.
@@ -171,16 +161,30 @@ def _check_values(rules: Rules, row: ManifestRow) -> None:
         raise RecordingError("empty transcript")
     if not row.audio:
         raise RecordingError("no audio file named")
+    if token := rules.encoder.special_token_in(row.transcript):
+        raise RecordingError(f"transcript holds a special token of the model: {token}; take it out")
     if rules.encoder.is_too_long(row.transcript):
         tokens = len(rules.encoder.encode(row.transcript))
         raise RecordingError(f"transcript too long: {tokens} label tokens, the model takes {rules.encoder.max_tokens}")
     if isinstance(row.part, RecordingError):
         raise row.part
     if row.duration_s is not None:
-        check_duration(row.duration_s, rules.spec, rules.data)
+        _check_stated_duration(rules, row.duration_s)
+    return row.part
 
 
-def _check_audio(rules: Rules, row: AudioToCheck) -> float:
+def _check_stated_duration(rules: Rules, duration_s: float) -> None:
+    """Refuses a duration of the manifest's own, and says that it is."""
+    try:
+        check_duration(duration_s, rules.spec, rules.data)
+    except RecordingError as error:
+        hint = ""
+        if duration_s > MAYBE_MILLISECONDS:
+            hint = "; is it in milliseconds? A column duration is in seconds"
+        raise RecordingError(f"{error}, by the manifest{hint}") from error
+
+
+def _check_audio(rules: Rules, name: str, part: Part, duration_s: float | None) -> float:
     """Refuses an audio file that is missing, can't be read, or does not hold what the row names.
 
     Returns:
@@ -189,14 +193,16 @@ def _check_audio(rules: Rules, row: AudioToCheck) -> float:
     Raises:
         AudioFileError: the reason.
     """
-    audio = join(rules.root, row.audio)
+    audio = join(rules.root, name)
     try:
-        if row.duration_s is not None:
-            if not is_url(audio) and not parse_locator(audio):
-                check_file(audio)
-            return row.duration_s
-        duration_s = recording_duration_s(audio, rules.data) - row.part.offset_s
-        check_duration(duration_s, rules.spec, rules.data)
+        if duration_s is None:
+            duration_s = recording_duration_s(audio, rules.data) - part.offset_s
+            check_duration(duration_s, rules.spec, rules.data)
+        elif not is_url(audio) and not is_inside_file(audio):
+            check_file(audio)
         return duration_s
     except RecordingError as error:
-        raise AudioFileError(str(error)) from error
+        reason = str(error)
+        if reason == "file not found" and not is_url(audio):
+            reason += f": {describe_missing(rules.root, name)}"
+        raise AudioFileError(reason) from error

@@ -48,14 +48,23 @@ def encode_recording(number: int, row_id: str, row: ManifestRow) -> bytes:
     The identity of a stream rests on these bytes: a row that uses nothing new must look as it did before.
     """
     values: list[Any] = [number, row_id, row.audio, row.transcript]
+    if row.part is not WHOLE or row.language or row.task:
+        values += _more(row)
+    return _encode(values).encode() + b"\n"
+
+
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+
+
+def _more(row: ManifestRow) -> list[dict[str, Any]]:
+    """What a row says besides, in a list; an empty list: nothing."""
     assert isinstance(row.part, Part)
     more = {
-        "offset_s": row.part.offset_s, "duration_s": row.part.duration_s, "channel": row.part.channel,
-        "language": row.language, "task": row.task,
+        "offset_s": row.part.offset_s or None, "duration_s": row.part.duration_s, "channel": row.part.channel,
+        "language": row.language or None, "task": row.task or None,
     }  # fmt: skip
-    if more := {name: value for name, value in more.items() if value or (value == 0 and name == "channel")}:
-        values.append(more)
-    return json.dumps(values, ensure_ascii=False).encode() + b"\n"
+    more = {name: value for name, value in more.items() if value is not None}
+    return [more] if more else []
 
 
 def _decode_recording(line: bytes, root: str) -> Recording:

@@ -206,7 +206,10 @@ class _Found:
 
 def _index(corpus: Corpus, data: DataConfig) -> Table:
     """Runs in a worker process."""
-    return corpus.index(data)
+    try:
+        return corpus.index(data)
+    except OSError as error:
+        raise ManifestError(f"cannot read {error.filename or corpus.name}: {error.strerror or error}") from error
 
 
 def _slices(lines: IO[bytes]) -> Iterator[tuple[list[bytes]]]:

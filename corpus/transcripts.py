@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 ZERO_WIDTH_AT_ENDS = "\u200b\u2060\ufeff"
@@ -14,6 +15,11 @@ INVISIBLE = frozenset({"Cc", "Cf", "Zs", "Zl", "Zp"})
 VARIATION_SELECTORS = range(0xFE00, 0xFE10)
 
 
+_TO_CLEAN = re.compile(r"[\x00-\x1f\x7f-\xa0\u1680\u2000-\u200b\u2028\u2029\u202f\u205f\u2060\u3000\ufeff]|  |^ | $")
+"""Finds control characters, all white space but single spaces between words, and zero-width characters."""
+_CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)])
+
+
 def clean_transcript(text: str) -> str:
     """A transcript without what can't be heard.
 
@@ -21,14 +27,12 @@ def clean_transcript(text: str) -> str:
     tabs, no-break spaces) is one space; NUL and other control characters are dropped; a text of invisible characters
     only is empty.
     """
-    if text.isascii() and text.isprintable():  # no control characters; most texts in Latin letters end here
-        return " ".join(text.split()) if "  " in text else text.strip()
-    text = " ".join(unicodedata.normalize("NFC", text).split())
-    if any(unicodedata.category(character) == "Cc" for character in text):
-        text = "".join(character for character in text if unicodedata.category(character) != "Cc")
-        text = " ".join(text.split())
-    text = text.strip(ZERO_WIDTH_AT_ENDS + " ")
-    return "" if all(map(_is_invisible, text)) else text
+    if not unicodedata.is_normalized("NFC", text):
+        text = unicodedata.normalize("NFC", text)
+    if _TO_CLEAN.search(text):
+        text = " ".join(" ".join(text.split()).translate(_CONTROLS).split())
+        text = text.strip(ZERO_WIDTH_AT_ENDS + " ")
+    return "" if all(map(_is_invisible, text)) else text  # `all` ends at the first character that is visible
 
 
 def _is_invisible(character: str) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from typing import Any
 
 from common.errors import UserError, one_line
 
@@ -55,13 +57,13 @@ def load_feature_spec(model_name: str) -> FeatureSpec:
         model_name: Hub name or folder.
 
     Raises:
-        ModelFilesError: there is no such model, or it is not a Whisper model.
+        ModelFilesError: there is no such model, it is not a Whisper model, or its files do not fit each other.
     """
     from transformers.feature_extraction_utils import FeatureExtractionMixin
 
     try:
         settings, _ = FeatureExtractionMixin.get_feature_extractor_dict(model_name)
-        return FeatureSpec(
+        spec = FeatureSpec(
             num_mel_bins=int(settings["feature_size"]),
             sampling_rate=int(settings["sampling_rate"]),
             n_fft=int(settings["n_fft"]),
@@ -74,6 +76,48 @@ def load_feature_spec(model_name: str) -> FeatureSpec:
         raise ModelFilesError(
             f"the preprocessor configuration of {model_name!r} has no {error}: not a Whisper model?"
         ) from error
+    config = load_model_config(model_name, required=False)
+    for what, features, name, per_unit in (
+        ("mel bins", spec.num_mel_bins, "num_mel_bins", 1),
+        ("frames in a window", spec.window_frames, "max_source_positions", 2),
+    ):
+        model = per_unit * config.get(name, features // per_unit)
+        if features != model:
+            raise ModelFilesError(
+                f"the preprocessor configuration of {model_name!r} gives {features} {what}, its config.json {model}: "
+                "they belong to different models; copy preprocessor_config.json from the model that it was trained from"
+            )
+    return spec
+
+
+def load_model_config(model_name: str, file_name: str = "config.json", *, required: bool = True) -> dict[str, Any]:
+    """Reads one of a model's JSON files.
+
+    Args:
+        model_name: Hub name or folder.
+        file_name: which file; config.json is checked to be a Whisper's.
+        required: whether a missing file is an error; otherwise it counts as empty.
+
+    Raises:
+        ModelFilesError: there is no such model, or it is not a Whisper model.
+    """
+    from transformers.utils.hub import cached_file
+
+    try:
+        path = cached_file(model_name, file_name, _raise_exceptions_for_missing_entries=required)
+        if path is None and not required:
+            return {}
+        with open(path or "", encoding="utf-8") as file:
+            config = json.load(file)
+    except (OSError, ValueError) as error:
+        raise model_files_error(model_name, f"a {file_name}", error) from error
+    if not isinstance(config, dict):
+        raise ModelFilesError(f"the {file_name} of {model_name!r} is a {type(config).__name__}, expected an object")
+    if file_name == "config.json":
+        for name in ("max_target_positions", "max_source_positions", "num_mel_bins", "vocab_size"):
+            if not isinstance(config.get(name), int):
+                raise ModelFilesError(f"the config.json of {model_name!r} has no {name}: not a Whisper model?")
+    return config
 
 
 def model_files_error(model_name: str, needed: str, error: Exception) -> ModelFilesError:

@@ -3,6 +3,7 @@
     /data/clips/a.flac                              a file
     s3://bucket/clips/a.flac                        a file at a URL that fsspec knows
     /data/train-0.parquet#audio/3/17/8f3a…          a value of a Parquet file: column, row group, row in it, identity
+    /data/shard-0.tar#1536+48210                    a member of a tar file: its offset and size in bytes
 
 A worker that reads plain files imports neither fsspec nor pyarrow.
 """
@@ -18,6 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from config import DataConfig
+from storage.file_slices import parse_slice, read_slice
 from storage.remote_files import is_url, read_file, read_start
 from storage.row_group_cache import parse_locator, read_value
 
@@ -40,7 +42,7 @@ def reading_ahead(audios: Iterable[str], data: DataConfig) -> Iterator[None]:
         audios: locators of what will be opened; their bytes are in memory together.
         data: says how long to ask a store that does not answer.
     """
-    urls = [audio for audio in dict.fromkeys(audios) if is_url(audio) and not parse_locator(audio)]
+    urls = [audio for audio in dict.fromkeys(audios) if is_url(audio) and not is_inside_file(audio)]
     if not urls:
         yield
         return
@@ -53,6 +55,11 @@ def reading_ahead(audios: Iterable[str], data: DataConfig) -> Iterator[None]:
         threads.shutdown(cancel_futures=True)
 
 
+def is_inside_file(audio: str) -> bool:
+    """Whether a locator names a part of a Parquet or tar file."""
+    return parse_locator(audio) is not None or parse_slice(audio) is not None
+
+
 def fetch_audio(audio: str | os.PathLike[str], data: DataConfig) -> str | io.BytesIO:
     """The encoded audio that a locator names: a local file's path, or the bytes of anything else.
 
@@ -63,6 +70,8 @@ def fetch_audio(audio: str | os.PathLike[str], data: DataConfig) -> str | io.Byt
     locator = os.fspath(audio)
     if place := parse_locator(locator):
         return io.BytesIO(read_value(place, data))
+    if piece := parse_slice(locator):
+        return read_slice(piece, data)
     if is_url(locator):
         under_way: dict[str, Future[bytes]] = getattr(_ahead, "files", {})
         if locator in under_way:
@@ -83,7 +92,7 @@ def fetch_header(audio: str, data: DataConfig) -> tuple[str | io.BytesIO, bool]:
         FileNotFoundError: there is no such file, and its store says so.
         SourceError: it can't be reached.
     """
-    if not is_url(audio) or parse_locator(audio):
+    if not is_url(audio) or is_inside_file(audio):
         return fetch_audio(audio, data), True
     start = read_start(audio, START_BYTES, data.retry_timeout_s)
     if len(start) != START_BYTES:

@@ -29,6 +29,9 @@ from sample_queue.embedded_server import find_executable, runtime_folder, start_
 from tests.runs import DIGITS, PRODUCER, TRAINER, Run
 from tests.servers import LossyProxy, S3Server, accepts, find_free_port, wait_for
 
+pytest_plugins = ["tests.training_runs"]
+"""Fixtures that live there: `produce`, `make_config`, `eval_manifest`, `one_thread`."""
+
 # --- redis: a server for the session, special ones for single tests, a proxy that loses replies ---
 
 

@@ -109,6 +109,7 @@ def test_an_unknown_flag_is_an_error_that_suggests_the_right_one(capsys):
         ("model", {"metric_for_best_model": "bleu"}, "cer, wer"),
         ("model", {"predict_with_generate": False}, "predict_with_generate"),
         ("model", {"max_steps": 0}, "max_steps"),
+        ("model", {"greater_is_better": True}, "the lowest error is the best"),
         ("model", {"trainer_arguments": {"learning_rate": 1.0}}, "model.learning_rate"),
         ("audio_augmentation", {"speed_aug_prob": 1.1}, "speed_aug_prob"),
         ("audio_augmentation", {"speed_factors": [0.0]}, "speed_factors"),

@@ -137,6 +137,7 @@ EXPORTERS = {
         _write_ct2,
         _decode_ct2,
         'faster_whisper.WhisperModel("{output}").transcribe("FILE")',
+        needs_openai_vocabulary=True,
     ),
     "ggml": Exporter(
         "whisper.cpp",

@@ -7,7 +7,8 @@ from collections.abc import Generator
 import numpy as np
 import soxr
 
-from audio.audio_file import RecordingError, open_audio, read_mono
+from audio.audio_file import RecordingError, open_audio
+from audio.channels import read_mono
 from config import DataConfig
 from storage.audio_sources import fetch_audio
 
@@ -82,9 +83,10 @@ def _decode(audio: str, sampling_rate: int) -> Generator[np.ndarray]:
     except FileNotFoundError as error:
         raise RecordingError("file not found") from error
     with open_audio(source) as file:
-        stream = soxr.ResampleStream(file.samplerate, sampling_rate, 1, dtype="float32", quality="HQ")
-        same = file.samplerate == sampling_rate
-        while len(piece := read_mono(file, round(READ_S * file.samplerate))):
+        stream = soxr.ResampleStream(file.sampling_rate, sampling_rate, 1, dtype="float32", quality="HQ")
+        same, start = file.sampling_rate == sampling_rate, 0
+        while len(piece := read_mono(file, start, round(READ_S * file.sampling_rate))[0]):
+            start += len(piece)
             yield piece if same else stream.resample_chunk(piece)
         if not same:
             yield stream.resample_chunk(np.zeros(0, np.float32), last=True)

@@ -224,14 +224,8 @@ class Transcriber:
         """What `generate` is told besides what the model's generation config says."""
         known = getattr(self._model.generation_config, "lang_to_id", None) or {}
         if language and f"<|{_language_code(language)}|>" not in known:
-            raise UserError(
-                f"--language {language}: the model does not know it; "
-                + (
-                    f"expected one of {len(known)}, such as Bengali or bn"
-                    if known
-                    else "it is English-only, leave it out"
-                )
-            )
+            remedy = f"expected one of its {len(known)}, such as Bengali or bn" if known else "leave it out"
+            raise UserError(f"--language {language}: the model does not know this language; {remedy}")
         return {name: value for name, value in (("language", language.lower()), ("task", task)) if value}
 
 

@@ -9,6 +9,7 @@ references, and prints error rates; without FILES it transcribes the manifest's.
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,8 +28,7 @@ from common.errors import UserError
 from common.files import cannot_write, written_whole
 from common.progress_bar import progress_bar
 from config import DataConfig
-from corpus.manifest import find_manifest
-from corpus.scan import index_manifest, open_manifest
+from corpus.formats import open_corpus
 from storage.remote_files import SourceError, is_url, join
 from tools.speech_to_text import Transcriber, Transcript
 from tools.transcript_formats import FORMATS
@@ -106,7 +106,7 @@ def transcribe(transcriber: Transcriber, files: Sequence[str], settings: Setting
     """
     names = output_names(files, settings.format) if settings.output else []
     found: dict[int, Transcript] = {}
-    bar = progress_bar(round(sum(map(duration_s, files))), "s", "transcribing")
+    bar = progress_bar(math.ceil(sum(map(duration_s, files))), "s", "transcribing")
     with bar, logging_redirect_tqdm():
         for index, transcript in transcriber.transcribe(files, lambda seconds: bar.update(round(seconds, 2))):
             found[index] = transcript
@@ -180,10 +180,14 @@ def read_references(manifest: str) -> dict[str, str]:
         ManifestError: no such manifest, or no such columns in it.
     """
     data = DataConfig()
-    opened = open_manifest(find_manifest(manifest), data)
-    table = index_manifest(opened, data)
+    opened = open_corpus(manifest, data)
+    table = opened.index(data)
     rows = [row for task in table.tasks() for row in table.read(*task)]
-    return {join(opened.root, row.audio): str(row.text) for row in rows if row.audio and row.text}
+    return {
+        join(opened.root, row.audio): row.transcript
+        for row in rows
+        if isinstance(row.transcript, str) and row.transcript
+    }
 
 
 def compare(transcripts: Sequence[Transcript], references: dict[str, str]) -> str:

@@ -1,8 +1,8 @@
-"""What the trainer's DataLoaders read: positions that become batches from the queue, and recordings to evaluate on.
+"""What the trainer's DataLoaders read: batches from the queue to train on, and recordings to evaluate on.
 
 A DataLoader asks for positions in order; its collator takes exactly those from the queue. That keeps Hugging Face's
-own machinery (ranks, accumulation, workers that prefetch) and still trains every position once: which samples a batch
-holds is decided by the sampler, never by who pops first.
+own machinery (ranks, accumulation, workers that prefetch) and still trains every position once: the sampler decides
+which samples a batch holds, not the order in which processes pop.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from storage.audio_sources import reading_ahead
 RECORD = "record"
 """Key under which a batch carries its `BatchRecord` to the trainer, beside the model's inputs."""
 FAILURE = "failure"
-"""Key under which a DataLoader worker hands over the exception that it met."""
+"""Key under which a DataLoader worker passes on the exception that was raised in it."""
 
 
 class EvaluationError(UserError):
@@ -38,18 +38,18 @@ class EvaluationError(UserError):
 
 @dataclass(frozen=True)
 class BatchRecord:
-    """What the trainer notes down about a batch from the queue."""
+    """What the trainer records about a batch from the queue."""
 
     positions: list[int]
     ids: list[str]
     duration_s: float
     """Audio in the batch, in seconds."""
     waited_s: float
-    """How long the queue kept the batch waiting, in seconds."""
+    """How long the batch was waited for, in seconds."""
 
 
 class PositionDataset(Dataset[int]):
-    """A map-style dataset whose item i is i: the collator does the rest."""
+    """A map-style dataset whose item i is i; the collator makes the batch of it."""
 
     def __init__(self, length: int) -> None:
         self._length = length
@@ -62,7 +62,7 @@ class PositionDataset(Dataset[int]):
 
 
 class PositionSampler(Sampler[int]):
-    """The positions from `start` to before `stop`, in order: what a run still has to train and nothing beyond it."""
+    """The positions from `start` to before `stop`, in order: exactly what a run still has to train."""
 
     def __init__(self, start: int, stop: int) -> None:
         self._positions = range(start, stop)
@@ -107,8 +107,8 @@ class BatchMaker:
 class Collator:
     """Positions → a batch.
 
-    In a DataLoader worker, whose exceptions would reach the trainer as text wrapped in a traceback, a failure is handed
-    over in place of the batch; `raise_failure` raises it there.
+    A DataLoader worker returns a failure in place of the batch, and `raise_failure` raises it in the trainer, where
+    exceptions of workers would arrive as text in a traceback.
     """
 
     def __call__(self, positions: Sequence[int]) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class Collator:
             positions: what the sampler chose.
 
         Returns:
-            Tensors for the model, and what else the trainer wants to know.
+            Tensors for the model, and what the trainer needs besides.
         """
         try:
             return self.collate(positions)
@@ -132,7 +132,7 @@ class Collator:
 
 
 def raise_failure(batch: dict[str, Any]) -> None:
-    """Raises what a DataLoader worker met while it made this batch, as if it had happened here."""
+    """Raises the exception that was raised in a DataLoader worker while it made this batch."""
     if FAILURE in batch:
         error_type, message = batch[FAILURE]
         raise error_type.__new__(error_type, message)
@@ -180,7 +180,7 @@ class StreamCollator(Collator):
 
 
 class EvaluationCollator(Collator):
-    """Positions → the batch of those recordings of the evaluation manifest, as they are: no augmentation, no queue."""
+    """Positions → the batch of those recordings of the evaluation manifest, without augmentation and queue."""
 
     def __init__(self, recordings: Recordings, settings: SampleSettings, make_batch: BatchMaker) -> None:
         """

@@ -1,8 +1,8 @@
-"""Checkpoints that are either complete or do not count.
+"""Checkpoints that are used only when they are complete.
 
 Hugging Face writes a checkpoint file by file, and takes the highest number for the newest. A process that dies while
-saving leaves a folder that looks like a checkpoint and is none. Here a checkpoint counts only once a marker file is in
-it, and the marker is written last, after everything else has reached the disk.
+saving leaves an incomplete folder with a checkpoint's name. Here a checkpoint is used only if it has a marker file,
+which is written last, after everything else has reached the disk.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers.trainer_callback import ExportableState, TrainerCallback
 
-from common.errors import UserError
+from common.errors import UserError, one_line
 from common.files import sync, written_whole
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ TRAINER_STATE = "trainer_state.json"
 """Hugging Face's file with the state of the run, the last one it writes."""
 _FOLDER = re.compile(r"checkpoint-(\d+)")
 _TORCH_CANNOT_WRITE = re.compile("writ|open file|directory|iostream|inline_container")
-"""What `torch.save` says, in a RuntimeError of its own, when a write has failed, or when it notices that one has."""
+"""Found in the RuntimeErrors that `torch.save` raises when it could not write."""
 
 
 class CheckpointError(UserError):
@@ -44,7 +44,7 @@ class ForeignCheckpointError(CheckpointError):
 
 
 class OutputRemovedError(UserError):
-    """Somebody has removed the output folder of a run that is under way."""
+    """The output folder was removed while the run was under way."""
 
     def __init__(self, output_dir: Path) -> None:
         super().__init__(
@@ -67,6 +67,10 @@ class Progress(TrainerCallback, ExportableState):
     """Time spent, evaluation included, in seconds."""
     waited_s: float = 0.0
     """Time of it spent waiting for samples, in seconds."""
+    judged_by: str = ""
+    """Metric and evaluation manifest by which the best model was found; empty without one."""
+    learning_rate: float = 0.0
+    """Configured peak learning rate; 0 in checkpoints of earlier versions."""
 
     def state(self) -> dict[str, Any]:
         """What Hugging Face stores: no arguments to construct with, and the attributes to set."""
@@ -89,7 +93,7 @@ class Checkpoint:
 
 @contextmanager
 def saving(folder: Path) -> Iterator[None]:
-    """Tells in one line why something cannot be saved: a full disk, a folder that is gone.
+    """Turns failures to write (a full disk, a removed folder) into one line.
 
     Raises:
         CheckpointError: writing failed.
@@ -97,7 +101,7 @@ def saving(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error).partition("\n")[0]
+        reason = (error.strerror if isinstance(error, OSError) else None) or one_line(str(error).partition("\n")[0])
         if isinstance(error, RuntimeError):
             if not _TORCH_CANNOT_WRITE.search(str(error)):
                 raise
@@ -109,7 +113,7 @@ def saving(folder: Path) -> Iterator[None]:
 
 
 def mark_complete(path: Path, *, position: int, step: int, plan: str) -> None:
-    """Brings everything in a checkpoint folder to the disk, then writes the marker.
+    """Syncs everything in a checkpoint folder to the disk, then writes the marker.
 
     Raises:
         OSError: the disk is full or gone; the checkpoint then stays incomplete.
@@ -124,7 +128,7 @@ def mark_complete(path: Path, *, position: int, step: int, plan: str) -> None:
 
 
 def unmark(path: Path) -> None:
-    """Makes a checkpoint incomplete, before anything in it changes."""
+    """Marks a checkpoint as incomplete. Called before anything in it changes."""
     (path / MARKER).unlink(missing_ok=True)
     if path.is_dir():
         sync(path)
@@ -161,7 +165,7 @@ def newest_complete(output_dir: Path, plan: str) -> Checkpoint | None:
 
 
 def remove_incomplete(output_dir: Path) -> None:
-    """Removes checkpoint folders that a dying process left behind, with a log line each.
+    """Removes incomplete checkpoint folders, which a process that died left behind, with a log line each.
 
     Call it after `newest_complete`, which refuses folders that another program made.
     """
@@ -180,11 +184,10 @@ def rotate(output_dir: Path, keep: int, best: Path | None) -> None:
         best: the best checkpoint, or None.
     """
     complete = [path for path in _folders(output_dir) if (path / MARKER).is_file()]
-    kept_anyway = [path for path in complete if best is not None and path.name == best.name]
-    others = [path for path in complete if path not in kept_anyway]
+    others = [path for path in complete if best is None or path.name != best.name]
     surplus = len(complete) - keep
     for path in others[: max(0, min(surplus, len(others) - 1))]:
-        unmark(path)  # first, so that half a checkpoint never counts
+        unmark(path)  # first: if this process dies while removing, the rest must not be used
         shutil.rmtree(path)
 
 
@@ -217,10 +220,10 @@ def _read(path: Path) -> Checkpoint:
 
 
 def _refuse_other_programs(path: Path) -> None:
-    """A finished Hugging Face checkpoint without our progress in it is somebody's work, not our rubbish."""
+    """A complete checkpoint of another program must not be deleted: it has no `Progress` in its state."""
     try:
         state = json.loads((path / TRAINER_STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return  # our writer died before, or in, its last file
+        return  # this program's: it died before or while it wrote the last file
     if Progress.__name__ not in state.get("stateful_callbacks", {}):
         raise ForeignCheckpointError(f"{path} was not made by this program: choose another --model.output_dir")

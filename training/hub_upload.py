@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import httpx
+import httpx2
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError
 from transformers import Seq2SeqTrainingArguments
@@ -43,7 +43,7 @@ def upload_model(folder: Path, arguments: Seq2SeqTrainingArguments) -> str:
             allow_patterns=list(UPLOADED),
             ignore_patterns=list(KEPT_HERE),
         )
-    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
+    except (HfHubHTTPError, httpx2.HTTPError, OSError, ValueError) as error:
         raise UserError(
             f"cannot push to the Hub: {one_line(error)}. The model is complete in {folder}; upload it with: hf upload "
             f"{arguments.hub_model_id or 'NAME'} {folder} --exclude 'checkpoint-*'"

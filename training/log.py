@@ -1,4 +1,4 @@
-"""What a run says while it trains: a line per log, and on request a line per trained micro-batch."""
+"""The log of a run: a line per logged step, and on request a line per trained micro-batch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SamplesLogError(UserError):
 
 
 class LogLine(TrainerCallback):
-    """One tidy line per log, readable in a terminal and in a file."""
+    """Writes one line per logged step, readable in a terminal and in a file."""
 
     def __init__(self, model_step: Callable[[], int]) -> None:
         """
@@ -52,14 +52,14 @@ class LogLine(TrainerCallback):
 
 
 TAIL_BYTES = 2**20
-"""How much of the record is read at the start: more than the lines of one step."""
+"""How much of the record is read at the start, in bytes: more than the lines of one step."""
 
 
 def lines_behind_weights(path: Path) -> list[dict[str, Any]]:
     """The lines of `trained_samples.jsonl` that led to the weights that the last session ended with.
 
-    A session that goes on from a checkpoint of step k begins with step k + 1: what earlier sessions trained from there
-    on is gone with their weights, and what processes of theirs still write once it has begun does not count.
+    A session that goes on from a checkpoint of step k begins with step k + 1. Lines of earlier sessions from that step
+    on do not count, because their weights were dropped; nor do lines that processes of earlier sessions write later.
     """
     lines: list[dict[str, Any]] = []
     sessions: list[str] = []
@@ -77,9 +77,9 @@ def lines_behind_weights(path: Path) -> list[dict[str, Any]]:
 class SamplesLog:
     """`trained_samples.jsonl`: what was trained, appended a step at a time.
 
-    A step's lines are written together, when it is done: a step that a crash cut short leaves none. What counts of
-    steps that were trained again after a resume, `lines_behind_weights` tells. A line that a full disk cut short is
-    taken out at the next start: its step has no checkpoint, and is trained again.
+    A step's lines are written together when it is done, so that a step that a crash interrupted leaves none.
+    `lines_behind_weights` picks the lines that count when steps were trained again after a resume. A line that a full
+    disk cut short is removed at the next start: its step has no checkpoint, and is trained again.
     """
 
     def __init__(self, path: Path, rank: int, session: str) -> None:
@@ -105,15 +105,15 @@ class SamplesLog:
 
     @property
     def is_removed(self) -> bool:
-        """Whether the file is gone from its place, so that what is still written to it is lost."""
+        """Whether the file was removed, so that what is still written to it is lost."""
         return not self._path.exists()
 
     def note(self, positions: list[int], ids: list[str], loss: float) -> None:
-        """Remembers a micro-batch of the step that is running, and its mean loss per label token."""
+        """Keeps a micro-batch of the step that is running, and its mean loss per label token, until `write_step`."""
         self._micro_batches.append({"positions": positions, "ids": ids, "loss": round(loss, 6)})
 
     def write_step(self, step: int) -> None:
-        """Appends the lines of a step that is done, in a single write, which no other rank's lines can get into.
+        """Appends the lines of a step that is done, in a single write, so that other ranks do not write between them.
 
         Raises:
             SamplesLogError: the disk is full.
@@ -128,7 +128,7 @@ class SamplesLog:
         self._micro_batches.clear()
 
     def sync(self) -> None:
-        """Brings the record to the disk: a checkpoint must not survive a power cut that its record does not.
+        """Syncs the record to the disk, so that after a power cut it is not behind its checkpoint.
 
         Raises:
             OSError: the disk is full or gone.

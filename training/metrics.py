@@ -1,4 +1,4 @@
-"""Word and character error rate, raw and normalised, computed here: no network, no cache on disk.
+"""Word and character error rate, raw and normalised, computed without network and cache.
 
 Both are corpus-level: all errors over all reference words (or characters), so a long recording weighs more than a
 short one.
@@ -31,10 +31,10 @@ Args:
 
 
 def normalize(text: str) -> str:
-    """Folds what does not count as a mistake: upper case, punctuation, symbols, white space, invisible characters.
+    """Removes differences that are no mistakes: upper case, punctuation, symbols, white space, invisible characters.
 
-    Unlike Whisper's own BasicTextNormalizer it keeps combining marks (Unicode category M), without which Bengali, Hindi
-    or Thai words fall to pieces.
+    Unlike Whisper's own BasicTextNormalizer it keeps combining marks (Unicode category M), without which words of
+    Bengali, Hindi or Thai would be split.
 
     Args:
         text: any text.
@@ -46,7 +46,7 @@ def normalize(text: str) -> str:
     return " ".join("".join(_fold_character(character) for character in folded).split())
 
 
-_DROP_APOSTROPHES = dict.fromkeys(map(ord, APOSTROPHES))  # before NFKC, which takes ´ apart
+_DROP_APOSTROPHES = dict.fromkeys(map(ord, APOSTROPHES))  # before NFKC, which splits ´ in two
 
 
 def _fold_character(character: str) -> str:
@@ -71,7 +71,7 @@ class _ErrorRate(evaluate.Metric):
         super().__init__(keep_in_memory=True)
 
     def _build_data_dir(self) -> str:
-        return self._data_dir_root  # named, never made: nothing is written with keep_in_memory
+        return self._data_dir_root  # not created: with keep_in_memory nothing is written
 
     def _info(self) -> evaluate.MetricInfo:
         text = datasets.Value("string")

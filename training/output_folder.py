@@ -1,4 +1,4 @@
-"""An output folder has one trainer at a time: two that save into the same checkpoint would leave a mixture of both."""
+"""Lets one trainer at a time use an output folder: two would write into the same checkpoint."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class OutputFolderError(UserError):
 
 
 class OutputFolder:
-    """A claim on an output folder, which lasts as long as the process.
+    """A lock on an output folder, held as long as the process lives.
 
     The lock is the kernel's (POSIX record lock): it ends with the process that took it, however that dies, and is not
     inherited by DataLoader workers that outlive it by a moment.
@@ -34,7 +34,7 @@ class OutputFolder:
             path: the folder; made when it is missing.
 
         Raises:
-            OutputFolderError: it cannot be written, or another trainer has claimed it.
+            OutputFolderError: it cannot be written, or another trainer has locked it.
         """
         lock = path / LOCK_FILE
         try:
@@ -48,8 +48,8 @@ class OutputFolder:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 owner = os.pread(self._descriptor, 200, 0).decode(errors="replace").strip() or "unknown"
                 raise OutputFolderError(
-                    f"another trainer ({owner}) is training into {path}: let it, or stop it first, or choose another "
-                    "--model.output_dir and --redis.namespace"
+                    f"another trainer ({owner}) is training into {path}: wait for it, or stop it first, or choose "
+                    "another --model.output_dir and --redis.namespace"
                 ) from error
             logger.warning("%s can't be locked (%s): start one trainer at a time", path, error.strerror or error)
             return

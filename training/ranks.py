@@ -1,4 +1,4 @@
-"""What the processes of one training run (its ranks) tell each other. One process alone tells itself nothing."""
+"""Messages between the processes of one training run (its ranks). No-ops without torch.distributed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from common.errors import UserError
 from sample_queue.errors import StopRequested
 
 GOES_ON, STOPS, FAILS = 0.0, 1.0, 2.0
-"""What a rank says before a step; the highest wins."""
+"""What a rank reports before a step; the highest of all ranks counts."""
 
 
 class OtherRankError(UserError):
@@ -17,7 +17,7 @@ class OtherRankError(UserError):
 
 
 def agree(failure: Exception | None, device: torch.device) -> None:
-    """All ranks go on together, or none does. Call it on all of them.
+    """Makes all ranks go on together, or none. Must be called on all of them.
 
     Args:
         failure: why this rank can't go on; None: it can.
@@ -42,7 +42,7 @@ def agree(failure: Exception | None, device: torch.device) -> None:
 
 
 def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
-    """Adds up numbers, each over all ranks. Call it on all of them."""
+    """Adds up numbers, each over all ranks. Must be called on all of them."""
     if not distributed.is_initialized():
         return values
     shared = torch.tensor(values, device=device)

@@ -1,4 +1,4 @@
-"""What the training script says at its end."""
+"""The closing report of the training script."""
 
 from __future__ import annotations
 
@@ -47,7 +47,12 @@ def transcription_command(folder: Path, recording: str = "FILE.ogg") -> str:
         f"asr = transformers.pipeline('automatic-speech-recognition', {str(folder)!r}); "
         f"print(asr(librosa.load({recording!r}, sr=16000)[0])['text'])"
     )
-    return f"python -c {shlex.quote(code) if '$' in code else chr(34) + code + chr(34)}"
+    return f"python -c {_quoted(code)}"
+
+
+def _quoted(code: str) -> str:
+    """Code as one word of a POSIX shell: in double quotes where nothing in them would be special to the shell."""
+    return shlex.quote(code) if set(code) & set('$`"\\!\n') else f'"{code}"'
 
 
 def _rate_lines(trainer: StreamTrainer, metrics: dict[str, float]) -> list[str]:

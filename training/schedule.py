@@ -33,10 +33,10 @@ class Schedule:
 def make_schedule(
     planned: int, *, start_step: int, start_position: int, global_batch: int, ranks: int, max_steps: int
 ) -> Schedule:
-    """Lays out a run's steps.
+    """Computes a run's steps.
 
-    One process trains a last, smaller batch. Several ranks would wait for each other for ever if one of them had no
-    samples left, so they leave it out and all stop on the same step.
+    One process trains a last, smaller batch. Several ranks leave it out and all stop on the same step: if one of them
+    had no samples left, the others would wait for it for ever.
 
     Args:
         planned: samples in the plan.

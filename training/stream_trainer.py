@@ -1,110 +1,87 @@
-"""Hugging Face's `Seq2SeqTrainer`, told to train positions in order, to stop cleanly, and to save whole checkpoints."""
+"""The training half of the trainer: positions in order, a clean stop, and complete checkpoints."""
 
 from __future__ import annotations
 
 import logging
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import EarlyStoppingCallback, Seq2SeqTrainer, TrainerCallback, WhisperProcessor
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from common.command_line import Interruption
 from common.errors import UserError
+from config import ModelConfig
 from sample_queue.errors import FencedError, StopRequested
 from sample_queue.reader import SampleReader
 from training.batches import RECORD, BatchRecord, Collator, PositionSampler, StreamCollator, raise_failure
-from training.checkpoints import (
-    MARKER,
-    CheckpointError,
-    OutputRemovedError,
-    Progress,
-    mark_complete,
-    rotate,
-    saving,
-    unmark,
-)
-from training.log import SamplesLog, SamplesLogError
+from training.checkpointing_trainer import CheckpointingTrainer
+from training.checkpoints import CheckpointError, Progress
+from training.log import SamplesLogError
 from training.ranks import agree, sum_over_ranks
-from training.saved_folder import complete_saved_folder
 from training.schedule import Schedule
 from training.stop_flag import StopFlag, leave_signals_to_the_trainer
-from training.token_mean_loss import TokenMeanLoss
 
 logger = logging.getLogger(__name__)
 
-SAMPLES_LOG = "trained_samples.jsonl"
+
+@dataclass(frozen=True)
+class TrainingStream:
+    """Where training batches come from, and which of them are trained."""
+
+    schedule: Schedule
+    samples_per_epoch: int
+    """Positions in an epoch of the plan."""
+    reader: SampleReader
+    """The queue."""
+    collator: StreamCollator
+    """Makes the batches."""
+    trained: Any
+    """Shared number: its `value` is kept at the position before which everything has been trained."""
+    stop: StopFlag
+    """When it is set, training ends after the step that is running."""
 
 
-class StreamTrainer(Seq2SeqTrainer):
+class StreamTrainer(CheckpointingTrainer):
     """Trains the positions of a schedule in order, each exactly once relative to its newest complete checkpoint."""
 
     def __init__(
         self,
-        *,
-        schedule: Schedule,
-        samples_per_epoch: int,
+        stream: TrainingStream,
+        config: ModelConfig,
         progress: Progress,
-        reader: SampleReader,
-        trained: Any,
-        stop: StopFlag,
-        stream_collator: StreamCollator,
         evaluation_collator: Collator | None,
-        keep_checkpoints: int,
-        early_stopping_patience: int,
-        log_samples: bool,
         **trainer: Any,
     ) -> None:
         """
         Args:
-            schedule: what to train.
-            samples_per_epoch: positions in an epoch of the plan.
-            progress: what the run has done so far.
-            reader: the queue.
-            trained: its `value` is kept at the position before which everything has been trained.
-            stop: set it, and training ends after the step that is running.
-            stream_collator: makes training batches.
+            stream: what to train.
+            config: how many checkpoints to keep, when to stop early, whether to record every micro-batch.
+            progress: what the run has done so far, and by what its best model is found.
             evaluation_collator: makes evaluation batches; None without an evaluation.
-            keep_checkpoints: complete checkpoints to keep.
-            early_stopping_patience: evaluations without a better one after which to stop; 0: never.
-            log_samples: whether to note every trained micro-batch in `trained_samples.jsonl`.
             trainer: what `Seq2SeqTrainer` takes.
         """
-        callbacks: list[TrainerCallback] = [progress, _StepCallback(self)]
-        if early_stopping_patience:
-            callbacks.append(EarlyStoppingCallback(early_stopping_patience))
-        self.schedule = schedule
-        self._samples_per_epoch = samples_per_epoch
-        self._reader, self._trained, self._stop = reader, trained, stop
-        self._collators: dict[bool, Collator] = {True: stream_collator}
+        callbacks: list[TrainerCallback] = [_StepCallback(self)]
+        if evaluation_collator and config.early_stopping_patience:
+            callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
+        self._stream = stream
+        self._collators: dict[bool, Collator] = {True: stream.collator}
         if evaluation_collator:
             self._collators[False] = evaluation_collator
-        self._keep_checkpoints = keep_checkpoints
-        self._early_stopping_patience = early_stopping_patience
         self._waited_since_log_s = 0.0
-        self._session_began = time.monotonic()
         self._step_audio_s = 0.0
-        super().__init__(
-            callbacks=callbacks,
-            compute_loss_func=TokenMeanLoss(trainer["args"].label_smoothing_factor),
-            **trainer,
-        )
-        self._output_dir = Path(str(self.args.output_dir))
-        self._samples_log = (
-            SamplesLog(self._output_dir / SAMPLES_LOG, self.args.process_index, reader.trainer) if log_samples else None
-        )
+        super().__init__(config, progress, stream.reader, callbacks, stop=stream.stop, **trainer)
 
     @property
-    def progress(self) -> Progress:
-        """What the run has done; Hugging Face makes a new object of it when it resumes."""
-        return next(callback for callback in self.callback_handler.callbacks if isinstance(callback, Progress))
+    def schedule(self) -> Schedule:
+        """What is trained."""
+        return self._stream.schedule
 
     @property
     def position(self) -> int:
@@ -133,7 +110,7 @@ class StreamTrainer(Seq2SeqTrainer):
             except (FencedError, CheckpointError, SamplesLogError):
                 raise
             except UserError as error:
-                if self.args.world_size > 1:  # the other ranks may be anywhere: a checkpoint needs them all
+                if self.args.world_size > 1:  # saving needs all ranks, and the others may be in another step
                     raise
                 failure = error
             finally:
@@ -141,8 +118,8 @@ class StreamTrainer(Seq2SeqTrainer):
             if ended and not self._stop.signal_number:
                 self._stop.clear()
                 return
-            # Outside of `except`, so that the frames of the training loop, and with them its workers, are gone.
-            if not (self._checkpoint_folder() / MARKER).is_file():
+            # Not inside `except`: there the error would keep the training loop's frames, and its workers, alive.
+            if not self._is_saved():
                 self._write_checkpoint(self.model_wrapped, trial=None)
                 logger.info("saved %s: start again to go on from there", self._checkpoint_folder())
                 if not failure:
@@ -150,31 +127,10 @@ class StreamTrainer(Seq2SeqTrainer):
         raise failure or Interruption(self._stop.signal_number or signal.SIGTERM)
 
     def release_workers(self) -> None:
-        """Lets DataLoader workers go that still wait for samples nobody wants."""
+        """Ends DataLoader workers that still wait for samples beyond the last step."""
         self._stop.set()
 
-    @property
-    def model_step(self) -> int:
-        """Optimizer steps behind the model as it is after training: the best one's, or the last."""
-        has_best = self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None
-        return (self.state.best_global_step if has_best else None) or self.state.global_step
-
-    @property
-    def training_s(self) -> float:
-        """Time that the run has taken, all its sessions together, in seconds."""
-        return self.progress.training_s + time.monotonic() - self._session_began
-
-    def save_final_model(self) -> None:
-        """Saves model, processor and the state of the run to the output folder.
-
-        Raises:
-            CheckpointError: it cannot be written.
-        """
-        with saving(self._output_dir):
-            self.save_model(_internal_call=True)  # or Hugging Face would push it now, without its card
-            self.save_state()
-
-    # What Hugging Face's loop asks for
+    # Overridden parts of Hugging Face's training loop
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return PositionSampler(self.schedule.start_position, self.schedule.stop_position)
@@ -225,14 +181,10 @@ class StreamTrainer(Seq2SeqTrainer):
         self.progress.waited_s += waited_s / self.args.world_size
         return batches, self._get_num_items_in_batch(batches, device)
 
-    def _raise_if_stopped(self) -> None:
-        if self._stop.is_set():
-            raise StopRequested
-
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """Forward and backward of one micro-batch, which is noted down."""
+        """Forward and backward pass of one micro-batch, which is recorded."""
         record: BatchRecord = inputs.pop(RECORD)
         tokens = inputs["labels"].ne(-100).sum()
         loss = super().training_step(model, inputs, num_items_in_batch)
@@ -242,9 +194,9 @@ class StreamTrainer(Seq2SeqTrainer):
         return loss
 
     def step_done(self) -> None:
-        """An optimizer step is done: note it, and let go of what it trained."""
-        self._trained.value = self.position
-        self.state.epoch = self.position / self._samples_per_epoch
+        """Called after each optimizer step: records it, and lets the queue drop what it trained."""
+        self._stream.trained.value = self.position
+        self.state.epoch = self.position / self._stream.samples_per_epoch
         self.progress.trained_s += self._step_audio_s
         if self._samples_log:
             self._samples_log.write_step(self.state.global_step)
@@ -254,110 +206,21 @@ class StreamTrainer(Seq2SeqTrainer):
                 self._reader.trim(self.position)
 
     def training_begins(self) -> None:
-        """Undoes what Hugging Face restores from a checkpoint although the user may have changed it since."""
-        self.state.compute_steps(self.args, self.state.max_steps)
-        self._trained.value = self.position
-        self.state.epoch = self.position / self._samples_per_epoch
-        for callback in self.callback_handler.callbacks:
-            if isinstance(callback, EarlyStoppingCallback):
-                callback.early_stopping_patience = self._early_stopping_patience
+        """Called when Hugging Face's loop begins: takes the position and the settings of this run."""
+        self.apply_configuration()
+        self._stream.trained.value = self.position
+        self.state.epoch = self.position / self._stream.samples_per_epoch
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds how full the queue is and how long training waited for it since the last log."""
+        """Adds how many samples the queue holds and how long training waited for it since the last log."""
         if "loss" in logs:
             logs["queue_depth"] = 0
             if self.is_world_process_zero():
-                with suppress(StopRequested):  # the server is away: all ranks stop together before the next step
+                with suppress(StopRequested):  # the server is away, and training ends at its next look at the flag
                     logs["queue_depth"] = self._reader.status().depth
             logs["queue_wait_s"] = round(self._waited_since_log_s, 2)
             self._waited_since_log_s = 0.0
         super().log(logs, start_time)
-
-    # Evaluation
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Evaluates without the recordings that fill up the last batch of several ranks."""
-        self.gather_function = self.accelerator.gather_for_metrics
-        return super().evaluation_loop(*args, **kwargs)
-
-    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """One batch of the evaluation, unless training shall stop: an evaluation may take hours."""
-        failure: Exception | None = None
-        try:
-            raise_failure(inputs)
-            if self.is_in_train:
-                self._raise_if_stopped()
-        except (StopRequested, UserError) as error:
-            failure = error
-        agree(failure, self.args.device)
-        return super().prediction_step(model, inputs, *args, **kwargs)
-
-    def _evaluate(self, trial: Any, ignore_keys_for_eval: list[str] | None, skip_scheduler: bool = False) -> Any:
-        metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
-        if (
-            skip_scheduler and self.state.global_step
-        ):  # at the start of a resumed run: makes up for one that was cut short
-            self._determine_best_metric(metrics, trial)
-        return metrics
-
-    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Also saves where Hugging Face would not: the best model, and the step at which early stopping hits."""
-        is_best = super()._determine_best_metric(metrics, trial)
-        if self.control.should_training_stop or (is_best and self.args.load_best_model_at_end):
-            self.control.should_save = True
-        return is_best
-
-    # Checkpoints
-
-    def _checkpoint_folder(self) -> Path:
-        return self._output_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-
-    def _check_output_dir(self) -> None:
-        """Hugging Face would make a removed folder again without a word: the record, and the best model, are gone."""
-        if not self._output_dir.is_dir() or (self._samples_log and self._samples_log.is_removed):
-            raise OutputRemovedError(self._output_dir)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save and isinstance(self.processing_class, WhisperProcessor):
-            complete_saved_folder(Path(output_dir or self._output_dir), self.processing_class)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Nothing: Hugging Face would put unfinished weights into the output folder. `hub_upload` pushes at the end."""
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self._check_output_dir()
-        try:
-            self._write_checkpoint(model, trial)
-        except CheckpointError:
-            self._check_output_dir()  # removed in the meantime: then it can be saved anew
-            raise
-        self._commit()
-
-    def _commit(self) -> None:
-        if self.is_world_process_zero():
-            with suppress(StopRequested):  # the server is away: the checkpoint is what counts
-                self._reader.commit(self.position)
-
-    def _write_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Saves; when everything is on disk, marks the checkpoint complete, and only then drops old ones."""
-        folder, progress = self._checkpoint_folder(), self.progress
-        progress.position = self.position
-        progress.training_s += time.monotonic() - self._session_began
-        self._session_began = time.monotonic()
-        leads = self.is_world_process_zero()
-        with saving(folder):
-            if self._samples_log:
-                self._samples_log.sync()
-            if leads:
-                unmark(folder)
-            self.accelerator.wait_for_everyone()
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()  # each rank writes its own random state
-            if leads:
-                mark_complete(folder, position=self.position, step=self.state.global_step, plan=progress.plan)
-                best = self.state.best_model_checkpoint
-                rotate(self._output_dir, self._keep_checkpoints, Path(best) if best else None)
 
 
 class _StepCallback(TrainerCallback):

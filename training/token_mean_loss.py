@@ -31,12 +31,20 @@ class TokenMeanLoss:
             labels: int64 `[batch, tokens]`, -100 where there is none.
             num_items_in_batch: label tokens in the whole optimizer step; None: those in `labels`.
         """
-        logits = outputs["logits"]
-        total = nn.functional.cross_entropy(
-            logits.reshape(-1, logits.shape[-1]).float(),
-            labels.reshape(-1),
-            reduction="sum",
-            label_smoothing=self._label_smoothing,
-        )
+        total = self._cross_entropy(outputs, labels, "sum")
         tokens = labels.ne(-100).sum() if num_items_in_batch is None else num_items_in_batch
         return total / tokens
+
+    def per_recording(self, outputs: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss of each recording, summed over its tokens, and the number of its tokens; both `[batch]`."""
+        losses = self._cross_entropy(outputs, labels, "none").reshape(labels.shape)
+        return losses.sum(dim=1), labels.ne(-100).sum(dim=1)
+
+    def _cross_entropy(self, outputs: Any, labels: torch.Tensor, reduction: str) -> torch.Tensor:
+        logits = outputs["logits"]
+        return nn.functional.cross_entropy(
+            logits.reshape(-1, logits.shape[-1]).float(),
+            labels.reshape(-1),
+            reduction=reduction,
+            label_smoothing=self._label_smoothing,
+        )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from common.errors import UserError
@@ -21,7 +23,7 @@ TOKENS = 16
 
 
 @pytest.fixture(scope="module")
-def reference(trained: Run) -> GreedyReference:
+def reference(trained: Run) -> Iterator[GreedyReference]:
     """What the trained model writes greedily for one recording, as Hugging Face decodes it."""
     patch = pytest.MonkeyPatch()
     patch.setattr("tools.greedy_check.MAX_NEW_TOKENS", TOKENS)
@@ -43,15 +45,15 @@ def test_faster_whisper_writes_what_hugging_face_writes(trained, reference, tmp_
     run_export(monkeypatch, trained, tmp_path / "ct2", "--to", "ct2")
     assert "done" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["ct2"]
-    segments, _ = WhisperModel(str(tmp_path / "ct2"), device="cpu").transcribe(
-        reference.samples[0], language="en", beam_size=1, temperature=0.0, without_timestamps=True,
-        max_new_tokens=TOKENS, suppress_tokens=reference.suppressed, compression_ratio_threshold=None,
-        log_prob_threshold=None, no_speech_threshold=None,
-    )  # fmt: skip
-    written = [token for segment in segments for token in segment.tokens if token != reference.end]
-    shared = min(len(written), len(reference.tokens[0]))
-    assert shared >= TOKENS // 2 - 2  # it counts prompts among the tokens
-    assert written[:shared] == reference.tokens[0][:shared]
+    waveform, _ = soundfile.read(reference.samples[0], dtype="float32")
+    window = np.pad(waveform, (0, 30 * 16000 - len(waveform)))  # it pads the log-mel with 0 where others pad the audio
+    # Not by `transcribe`, whose prompt is that of an English-only model for every vocabulary below OpenAI's size.
+    whisper = WhisperModel(str(tmp_path / "ct2"), device="cpu")
+    heard = whisper.encode(whisper.feature_extractor(window)[:, :3000])
+    answer = whisper.model.generate(
+        heard, [reference.prompt], beam_size=1, max_length=2 * TOKENS, suppress_tokens=reference.suppressed
+    )
+    assert answer[0].sequences_ids[0] == reference.tokens[0]
 
 
 def test_openai_whisper_loads_it_and_gives_the_same_logits(trained, reference, tmp_path, monkeypatch):
@@ -96,9 +98,7 @@ def test_a_ggml_file_that_is_cut_off_or_another_is_refused():
 def test_every_tensor_has_openais_name():
     assert openai_name("model.encoder.embed_positions.weight") == "encoder.positional_embedding"
     assert openai_name("model.encoder.layers.3.fc2.bias") == "encoder.blocks.3.mlp.2.bias"
-    assert (
-        openai_name("model.decoder.layers.0.encoder_attn.out_proj.weight") == "decoder.blocks.0.cross_attn.out.weight"
-    )
+    assert openai_name("model.decoder.layers.0.encoder_attn.q_proj.bias") == "decoder.blocks.0.cross_attn.query.bias"
     assert openai_name("model.decoder.layer_norm.bias") == "decoder.ln.bias"
 
 

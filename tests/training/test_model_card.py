@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from typing import ClassVar
 
 import pytest
 from huggingface_hub import ModelCard
@@ -39,8 +40,10 @@ def test_it_says_what_the_model_was_trained_on_how_and_how_to_use_it(card, train
 class Hub:
     """What of the Hub's client is used, with a record of what was asked for."""
 
+    calls: ClassVar[list[tuple[str, dict]]] = []
+
     def __init__(self, **_: object) -> None:
-        Hub.calls: list[tuple[str, dict]] = []
+        Hub.calls.clear()
 
     def create_repo(self, name, **arguments):
         Hub.calls.append(("repo", {"name": name, **arguments}))
