@@ -66,11 +66,12 @@ def make_page(config: Config, files: Sequence[str], positions: Sequence[int]) ->
     Raises:
         UserError: a file can't be decoded, or the plan has no such position; and as the scripts.
     """
-    page = PreviewPage(chapters=[], changed=changed_settings(config))
+    facts = [("Model", config.model.model_name), ("Seed", str(config.data.seed))]
+    page = PreviewPage(chapters=[], facts=facts, changed=changed_settings(config))
     if files:
         preview = FilePreview(config)
         chapters = [preview.chapter(number, file) for number, file in enumerate(files)]
-        page = replace(page, chapters=chapters, facts=preview.facts(), left_out=left_out(config.audio_augmentation))
+        page = replace(page, chapters=chapters, left_out=left_out(config.audio_augmentation))
     if positions:
         page = replace(page, chapters=[*page.chapters, *preview_positions(config, positions)])
     return page

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from audio.augmentation_registry import enabled_rows
+from audio.augmentation_registry import Augmentation, enabled_rows
 from config import AudioAugmentationConfig
+from data_processor import ORIGINAL
 from features.feature_spec import FeatureSpec
+from features.log_mel import log_mel
 from pages.picture import Levels, draw_sound, draw_window
 from pages.preview_page import CaptionedPicture, Card, Setting
 from pages.sound import make_sound
@@ -70,10 +72,25 @@ class CardMaker:
         sound = make_sound(watcher.heard, self.spec.sampling_rate, title)
         return Card(title, watcher.label, sound, pictures, list(facts))
 
+    def recording_card(self, watcher: CopyWatcher) -> Card:
+        """The card of the recording as it was decoded, to compare with a copy of it."""
+        waveform, title = watcher.recording, "The recording"
+        features, _ = log_mel(waveform, self.spec)
+        alt = f"{title}: waveform of {len(waveform) / self.spec.sampling_rate:.2f} s, and its log-mel"
+        picture = draw_sound(waveform, [features], self.spec, until_s=self.until_s, levels=self.levels, alt=alt)
+        sound = make_sound(waveform, self.spec.sampling_rate, title)
+        return Card(title, ORIGINAL, sound, [CaptionedPicture(picture)])
+
+    def title(self, trace: StepTrace) -> str:
+        """What the augmentation of a step is called."""
+        return words_of(self._row(trace), self.config).title
+
     def drawn(self, trace: StepTrace) -> str:
         """What was drawn in a step."""
-        rows = {row.name: row for row in enabled_rows(self.config)}
-        return words_of(rows[trace.step.name], self.config).drawn(trace, self.sources)
+        return words_of(self._row(trace), self.config).drawn(trace, self.sources)
+
+    def _row(self, trace: StepTrace) -> Augmentation:
+        return next(row for row in enabled_rows(self.config) if row.name == trace.step.name)
 
     def _window(self, copy: Copy) -> CaptionedPicture:
         window_s = self.spec.chunk_length_s

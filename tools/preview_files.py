@@ -56,12 +56,6 @@ class FilePreview:
         self._augmentations = WatchedAugmentations(augmentation, cache_dir, self._spec.window_samples)
         self._sources = Sources(augmentation, cache_dir)
 
-    def facts(self) -> list[tuple[str, str]]:
-        """What all of it was made with."""
-        spec, model = self._spec, self._config.model.model_name
-        seed = str(self._config.data.seed)
-        return [("Model", f"{model}: {spec.num_mel_bins} mel bins, {spec.chunk_length_s} s"), ("Seed", seed)]
-
     def chapter(self, number: int, file: str) -> Chapter:
         """The chapter of an audio file.
 
@@ -128,7 +122,8 @@ class FilePreview:
         data = self._config.data
         settings = [setting(data, "data", name) for name in ("include_original", "peak_normalize", "channel")]
         card = maker.card(copy, "Original", window=True)
-        text = f"The recording in one channel at {self._spec.sampling_rate} Hz, as the model gets it."
+        spec = self._spec
+        text = f"The recording in one channel at {spec.sampling_rate} Hz, as {spec.num_mel_bins} mel bins in the end."
         return Section("Original", text, [card], settings)
 
     def _section(self, made: _Made, maker: CardMaker) -> Section:

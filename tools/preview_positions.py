@@ -15,6 +15,7 @@ from corpus.scan import load_recordings
 from data_processor import SampleSettings, make_sample
 from features.feature_spec import load_feature_spec
 from features.labels import load_transcript_encoder
+from features.log_mel import log_mel
 from features.sample import Sample
 from pages.preview_page import Chapter, Section
 from producing.plan import ORIGINAL_VARIANT, Draw
@@ -99,20 +100,25 @@ class PositionPreview:
         sample, watcher, recording, failures = self.make(position)
         copy = Copy(watcher, sample.input_features, sample.pad_value)
         spec, samples = self._recipe.spec, max(copy.samples, len(watcher.recording))
-        levels, until_s = levels_of(watcher.unmasked), samples / spec.sampling_rate
+        levels, until_s = levels_of(log_mel(watcher.recording, spec)[0]), samples / spec.sampling_rate
         maker = CardMaker(spec, self._recipe.config.audio_augmentation, self._sources, levels, until_s)
-        steps = [(trace.step.name, maker.drawn(trace)) for trace in watcher.traces]
-        card = maker.card(copy, sample.augmentation, steps, window=True)
-        facts = _facts(self._recipe.plan.draw(position), sample, recording)
+        draw = self._recipe.plan.draw(position)
+        if draw.variant == ORIGINAL_VARIANT:
+            cards = [maker.card(copy, "The sample: the recording as it is", window=True)]
+        else:
+            what = ", ".join(map(maker.title, watcher.traces)) or "no augmentation fired"
+            steps = [(maker.title(trace), maker.drawn(trace)) for trace in watcher.traces]
+            cards = [maker.recording_card(watcher), maker.card(copy, f"The sample: {what}", steps, window=True)]
         notes = [*failures, *(["Another recording stands in, as in the producer."] if failures else [])]
-        return Chapter(f"Position {position}", [Section("What the model gets", "", [card])], facts, notes)
+        section = Section("What the model gets", "", cards)
+        return Chapter(f"Position {position}", [section], _facts(draw, sample, recording), notes)
 
 
 def _facts(draw: Draw, sample: Sample, recording: Recording) -> list[tuple[str, str]]:
     copy = "original" if draw.variant == ORIGINAL_VARIANT else f"augmented copy {draw.variant}, turn {draw.turn}"
     return [
         ("Recording", recording.id),
-        ("Audio", without_secrets(recording.audio)),
+        ("Audio", without_secrets(recording.audio) + recording.part.suffix),
         ("Transcript", recording.transcript),
         ("Label tokens", str(len(sample.labels))),
         ("Epoch", str(draw.epoch)),

@@ -6,6 +6,7 @@ import base64
 import io
 import itertools
 import re
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -141,3 +142,9 @@ def test_a_page_that_cannot_be_written_says_what_to_do(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write .*; choose another --output"):
         write_page(tmp_path / "file" / "page.html", "", "choose another --output")
+
+
+def test_without_matplotlib_the_line_to_install_it_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UserError, match="pip install -r requirements-tools.txt"):
+        draw(1.0)

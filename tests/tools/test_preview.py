@@ -212,15 +212,20 @@ def test_a_position_whose_recording_is_gone_shows_the_one_that_stands_in(make_re
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_positions_are_found_by_the_flags_of_the_scripts(make_recipe, tmp_path):
+def test_positions_are_found_by_the_flags_of_the_scripts(make_recipe):
     config = make_recipe({"epochs": 1}).config
-    chapters = preview_positions(config, [0, 23])
-    assert [chapter.title for chapter in chapters] == ["Position 0", "Position 23"]
+    chapters = preview_positions(config, [0, 4])
+    assert [chapter.title for chapter in chapters] == ["Position 0", "Position 4"]
+    (original,) = chapters[0].sections[0].cards
+    assert (original.label, original.title) == ("original", "The sample: the recording as it is")
+    recording, sample = chapters[1].sections[0].cards
+    title = WORDS[sample.label.partition("=")[0]].title
+    assert (recording.title, sample.title) == ("The recording", f"The sample: {title}")
+    assert [name for name, _ in sample.facts] == [title]
     facts = dict(chapters[0].facts)
     assert facts["Transcript"] == f"text {facts['Recording'][1:]}"
     with pytest.raises(UserError, match="--position 24: expected a position of the plan, 0 to 23"):
         preview_positions(config, [24])
-    assert not list(tmp_path.glob("out"))
 
 
 @pytest.mark.parametrize(
