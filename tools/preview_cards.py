@@ -19,6 +19,7 @@ from pages.sound import make_sound
 from tools.augmentation_words import Sources, field_meanings, words_of
 from tools.watched_augmentations import CopyWatcher, StepTrace
 
+GROUP = "audio_augmentation"
 MASKED = "The lower log-mel is the upper one after masks: that is what the model sees."
 SHOWN_DECADES = 8
 """Decades of energy from the darkest to the brightest colour: what Whisper keeps below the loudest cell."""
@@ -88,6 +89,11 @@ class CardMaker:
     def drawn(self, trace: StepTrace) -> str:
         """What was drawn in a step."""
         return words_of(self._row(trace), self.config).drawn(trace, self.sources)
+
+    def governing(self, trace: StepTrace) -> list[Setting]:
+        """The fields of config.py that govern a step."""
+        row = self._row(trace)
+        return [setting(self.config, GROUP, name) for name in (row.prob_field, *words_of(row, self.config).fields)]
 
     def _row(self, trace: StepTrace) -> Augmentation:
         return next(row for row in enabled_rows(self.config) if row.name == trace.step.name)

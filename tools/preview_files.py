@@ -21,12 +21,11 @@ from features.feature_spec import FeatureSpec, load_feature_spec
 from features.log_mel import log_mel
 from pages.preview_page import Chapter, Section
 from tools.augmentation_words import Sources, words_of
-from tools.preview_cards import CardMaker, Copy, levels_of, setting
+from tools.preview_cards import GROUP, CardMaker, Copy, levels_of, setting
 from tools.watched_augmentations import CopyWatcher, WatchedAugmentations
 
 OPENAI_MODEL = re.compile(r"openai/whisper-(tiny|base|small|medium|large(?P<bins128>-v3(-turbo)?)?|large-v2)(\.en)?")
 """OpenAI's models, whose features are known: looking at augmentations needs no network."""
-GROUP = "audio_augmentation"
 
 
 @dataclass(frozen=True)
@@ -134,10 +133,9 @@ class FilePreview:
         if made.too_long:
             left_out = ", ".join(map(str, made.too_long))
             notes.append(f"Passed over, as the recording would be longer than the model's window: {left_out}.")
-        return Section(
-            words.title, words.text, [maker.card(copy, maker.drawn(copy.watcher.traces[0])) for copy in made.copies],
-            [setting(config, GROUP, name) for name in (row.prob_field, *words.fields)], notes,
-        )  # fmt: skip
+        cards = [maker.card(copy, maker.drawn(copy.watcher.traces[0])) for copy in made.copies]
+        settings = [setting(config, GROUP, name) for name in (row.prob_field, *words.fields)]
+        return Section(words.title, words.text, cards, settings, notes)
 
 
 def feature_spec(model_name: str) -> FeatureSpec:

@@ -110,7 +110,8 @@ class PositionPreview:
             steps = [(maker.title(trace), maker.drawn(trace)) for trace in watcher.traces]
             cards = [maker.recording_card(watcher), maker.card(copy, f"The sample: {what}", steps, window=True)]
         notes = [*failures, *(["Another recording stands in, as in the producer."] if failures else [])]
-        section = Section("What the model gets", "", cards)
+        settings = [each for trace in watcher.traces for each in maker.governing(trace)]
+        section = Section("What the model gets", "", cards, settings)
         return Chapter(f"Position {position}", [section], _facts(draw, sample, recording), notes)
 
 

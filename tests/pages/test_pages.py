@@ -146,5 +146,5 @@ def test_a_page_that_cannot_be_written_says_what_to_do(tmp_path):
 
 def test_without_matplotlib_the_line_to_install_it_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(UserError, match="pip install -r requirements-tools.txt"):
+    with pytest.raises(UserError, match=r"pip install -r requirements-tools\.txt"):
         draw(1.0)

@@ -222,6 +222,7 @@ def test_positions_are_found_by_the_flags_of_the_scripts(make_recipe):
     title = WORDS[sample.label.partition("=")[0]].title
     assert (recording.title, sample.title) == ("The recording", f"The sample: {title}")
     assert [name for name, _ in sample.facts] == [title]
+    assert chapters[1].sections[0].settings[0].name.startswith("audio_augmentation.")
     facts = dict(chapters[0].facts)
     assert facts["Transcript"] == f"text {facts['Recording'][1:]}"
     with pytest.raises(UserError, match="--position 24: expected a position of the plan, 0 to 23"):
