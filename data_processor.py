@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from audio.audio_file import RecordingError
+from audio.part import Part
 from audio.waveform import load_waveform
 from config import DataConfig
 from features.feature_spec import FeatureSpec
@@ -37,6 +38,14 @@ class LabelledRecording(Protocol):
     @property
     def transcript(self) -> str:
         """What is said in it."""
+
+    @property
+    def part(self) -> Part:
+        """Which part of the audio it is."""
+
+    @property
+    def claimed_duration_s(self) -> float | None:
+        """How long it is by the manifest, in seconds; None: the manifest does not say."""
 
 
 class Augmenter(Protocol):
@@ -65,6 +74,8 @@ class SampleSettings:
     """Number format of the features: float16 or float32."""
     plan: str = ""
     """Fingerprint of the plan that the samples belong to; empty for samples that never see the queue."""
+    refuse_silence: bool = True
+    """Whether a recording whose samples are all 0 is refused, since nobody says its transcript in it."""
 
 
 def make_sample(
@@ -83,9 +94,10 @@ def make_sample(
         SourceError: its store can't be reached.
     """
     spec = settings.spec
-    waveform = load_waveform(recording.audio, spec, settings.data)
-    if not len(waveform):  # a file may be no more than its header, where data.min_duration_s is 0
-        raise RecordingError("holds no audio")
+    claimed_s = recording.claimed_duration_s
+    waveform = load_waveform(recording.audio, spec, settings.data, recording.part, expected_duration_s=claimed_s)
+    if settings.refuse_silence and not waveform.any():
+        raise RecordingError("silence: all samples are 0")
     if augmenter:
         waveform = augmenter.augment_waveform(waveform)
     features, pad_value = log_mel(waveform, spec)

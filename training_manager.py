@@ -118,7 +118,7 @@ class TrainingRun:
         limits = SampleLimits(card.num_mel_bins, card.window_frames, encoder.max_tokens, model.config.vocab_size)
         stream_collator = StreamCollator(self._reader, card, f"{config.redis.namespace}:samples", limits, make_batch)
         evaluation_collator = recordings and EvaluationCollator(
-            recordings, SampleSettings(spec, encoder, config.data), make_batch
+            recordings, SampleSettings(spec, encoder, config.data, refuse_silence=False), make_batch
         )
         trainer = StreamTrainer(
             self._make_stream(card, stream_collator),

@@ -67,8 +67,8 @@ def load_waveform(
         Mono waveform, float32 `[samples]` at `spec.sampling_rate`, within ±1; with `data.peak_normalize` the peak is 1.
 
     Raises:
-        RecordingError: the file is missing, unreadable, truncated, too short, too long, silent in all samples, or holds
-            NaN or infinity; or it has no such part or channel.
+        RecordingError: the file is missing, unreadable, truncated, too short, too long, or holds NaN or infinity; or it
+            has no such part or channel.
         SourceError: its store can't be reached.
     """
     decoded = _decode(_fetch(audio, data, part), spec, data, part)
@@ -93,9 +93,7 @@ def _scaled(waveform: np.ndarray, full: float, *, normalize: bool) -> np.ndarray
     peak = max(float(waveform.max(initial=0)), -float(waveform.min(initial=0)))
     if not math.isfinite(peak):
         raise RecordingError("holds samples that are not numbers (NaN or infinity)")
-    if not peak:
-        raise RecordingError("silence: all samples are 0")
-    return np.divide(waveform, np.float32(peak if peak > full or normalize else full))
+    return np.divide(waveform, np.float32(peak if peak > full or (normalize and peak) else full))
 
 
 def _decode(source: Source, spec: FeatureSpec, data: DataConfig, part: Part) -> _Decoded:

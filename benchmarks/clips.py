@@ -40,6 +40,15 @@ def make_clips(folder: Path, low_s: float = 3.0, high_s: float = 5.0) -> float:
     return float(durations.mean())
 
 
+def read_rows(folder: Path) -> list[dict[str, str]]:
+    """Rows of a manifest beside the folder with the clips that `make_clips` wrote: audio, text, duration."""
+    with (folder / "metadata.csv").open(encoding="utf-8") as file:
+        return [
+            {"audio": f"{folder.name}/{row['audio']}", "text": row["text"], "duration": row["duration"]}
+            for row in csv.DictReader(file)
+        ]
+
+
 def read_texts(folder: Path) -> list[str]:
     """Transcripts of the clips that `make_clips` wrote, in the order of their names."""
     with (folder / "metadata.csv").open(encoding="utf-8") as file:

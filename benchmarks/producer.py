@@ -31,7 +31,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import psutil
 import tyro
 
-from benchmarks.clips import CLIPS, make_clips, write_manifest
+from benchmarks.clips import make_clips, read_rows, write_manifest
 from benchmarks.harness import (
     MIB,
     Figure,
@@ -103,7 +103,7 @@ def _describe() -> tuple[int, int]:
 def measure_manifest(folder: Path, settings: Settings) -> list[Figure]:
     """The producer's start and memory with a short and a long manifest."""
     make_clips(folder / "rows")
-    rows = [{"audio": f"rows/{n:04}.flac", "text": "আমি বাংলায় গান গাই " * 2, "duration": "4.000"} for n in range(CLIPS)]
+    rows = [{**row, "text": "আমি বাংলায় গান গাই " * 2} for row in read_rows(folder / "rows")]
     figures, resident = [], {}
     for length in settings.rows:
         manifest, namespace = folder / f"{length}.csv", f"rows{length}"

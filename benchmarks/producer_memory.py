@@ -28,7 +28,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import psutil
 import tyro
 
-from benchmarks.clips import CLIPS, make_clips, read_texts, write_manifest
+from benchmarks.clips import make_clips, read_rows, write_manifest
 from benchmarks.harness import MIB, Figure, embedded, furnish, report, script, script_flags, write_json
 from config import RedisConfig
 from sample_queue.reader import SampleReader, trainer_token
@@ -101,9 +101,7 @@ def epochs(settings: Settings) -> int:
 def write_rows(folder: Path) -> None:
     """Clips, and the manifest rows.csv that repeats them."""
     make_clips(folder / "clips", 1.0, 6.0)
-    texts = read_texts(folder / "clips")
-    rows = [{"audio": f"clips/{n:04}.flac", "text": texts[n], "duration": "3.5"} for n in range(CLIPS)]
-    write_manifest(folder / "rows.csv", rows, ROWS)
+    write_manifest(folder / "rows.csv", read_rows(folder / "clips"), ROWS)
 
 
 def main() -> None:

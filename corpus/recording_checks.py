@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -52,6 +53,9 @@ class CheckedRows:
     """Of the rejected rows those whose audio file can't be used, a JSON line each, see `_audio_fault`."""
     duration_s: float = 0.0
     """Of the usable rows together."""
+    claimed_durations_s: list[float] = field(default_factory=list)
+    """How long each usable row is by the manifest; NaN where it does not say, and for parts, whose length is checked
+    anyway."""
 
     @property
     def line_lengths(self) -> np.ndarray:
@@ -77,11 +81,17 @@ def check_rows(table: Table, rules: Rules, start: int, stop: int) -> CheckedRows
         if isinstance(verdict, float):
             found.duration_s += verdict
             found.lines.append(encode_recording(number, row_id, row))
+            found.claimed_durations_s.append(_claimed_duration_s(row))
             continue
         found.rejected.append(Rejection(number, row_id, row.name, str(verdict)))
         if isinstance(verdict, AudioFileError) and not is_inside_file(row.audio):
             found.audio_faults.append(_audio_fault(row, str(verdict)))
     return found
+
+
+def _claimed_duration_s(row: ManifestRow) -> float:
+    is_part = isinstance(row.part, Part) and row.part.duration_s is not None
+    return math.nan if row.duration_s is None or is_part else row.duration_s
 
 
 def _audio_fault(row: ManifestRow, reason: str) -> bytes:

@@ -7,9 +7,10 @@ with an index of offsets.
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from storage.remote_files import join
 
 OFFSETS = struct.Struct("=qq")
 """Begin and end of a recording's line: two int64 that stand next to each other."""
+DURATION = struct.Struct("=f")
+"""How long a recording is by the manifest, in seconds: a float32, NaN where it does not say."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Recording:
     """As Whisper names it (Bengali or bn). Empty: the run's."""
     task: str = ""
     """transcribe or translate. Empty: the run's."""
+    claimed_duration_s: float | None = None
+    """How long it is by the manifest, in seconds; None: the manifest does not say."""
 
 
 def encode_recording(number: int, row_id: str, row: ManifestRow) -> bytes:
@@ -101,6 +106,8 @@ class Recordings:
         """Rows that can't be used."""
         self.rejected_file = folder / "rejected.jsonl"
         """Those rows, a JSON line for each."""
+        durations = folder / "claimed_durations.f32"
+        self._durations = os.open(durations, os.O_RDONLY) if durations.exists() else None
         blocks = folder / "blocks.npy"
         self.blocks: np.ndarray | None = np.load(blocks) if blocks.exists() else None
         """int64 `[row groups, 2]`: usable recordings and bytes of each row group, of a data set in Parquet."""
@@ -112,12 +119,16 @@ class Recordings:
         if not 0 <= index < self._length:
             raise IndexError(f"recording {index} of {self._length}")
         begin, end = OFFSETS.unpack(os.pread(self._index, OFFSETS.size, self._first_offset + 8 * index))
-        return _decode_recording(os.pread(self._file, end - begin, begin), self._root)
+        recording = _decode_recording(os.pread(self._file, end - begin, begin), self._root)
+        if self._durations is None:
+            return recording
+        claimed_s = DURATION.unpack(os.pread(self._durations, DURATION.size, DURATION.size * index))[0]
+        return recording if math.isnan(claimed_s) else replace(recording, claimed_duration_s=claimed_s)
 
     def __reduce__(self) -> tuple[type[Recordings], tuple[Path, str]]:
         return Recordings, (self._folder, self._root)
 
     def __del__(self) -> None:
-        for name in ("_index", "_file"):
-            if hasattr(self, name):
+        for name in ("_index", "_file", "_durations"):
+            if getattr(self, name, None) is not None:
                 os.close(getattr(self, name))

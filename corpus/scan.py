@@ -191,12 +191,15 @@ class _Found:
     reasons: Counter[str] = field(default_factory=Counter)
     """Rejected rows by kind of reason."""
     duration_s: float = 0.0
+    claimed_durations_s: list[np.ndarray] = field(default_factory=list)
+    """float32 of each task, see `CheckedRows`."""
 
     def add(self, checked: CheckedRows) -> None:
         """Counts what one task has found."""
         self.line_lengths.append(checked.line_lengths)
         self.reasons.update(rejection.reason.partition(":")[0] for rejection in checked.rejected)
         self.duration_s += checked.duration_s
+        self.claimed_durations_s.append(np.array(checked.claimed_durations_s, np.float32))
 
     @property
     def offsets(self) -> np.ndarray:
@@ -220,6 +223,9 @@ def _slices(lines: IO[bytes]) -> Iterator[tuple[list[bytes]]]:
 def _write_summary(corpus: Corpus, table: Table, found: _Found, folder: Path) -> None:
     """Writes what `Recordings` reads besides the rows themselves."""
     np.save(folder / "offsets.npy", found.offsets)
+    claimed_durations_s = np.concatenate(found.claimed_durations_s)
+    if not np.isnan(claimed_durations_s).all():
+        claimed_durations_s.tofile(folder / "claimed_durations.f32")
     if table.blocks is not None:
         np.save(folder / "blocks.npy", _count_blocks(table.blocks, folder / "rows.jsonl"))
     identity = corpus.content + digest_file(folder / "rows.jsonl")

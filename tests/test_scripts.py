@@ -88,7 +88,7 @@ def test_bad_recordings_are_reported_and_the_run_goes_on(run, tmp_path):
     assert "rejected recordings: 4, see" in out
     report = [json.loads(line) for line in (run.output_dir / "rejected.jsonl").read_text().splitlines()]
     assert [line["reason"] for line in report[:3]] == [
-        "file not found", "too long: 31.00 s, the limit is 4 s", "empty transcript",
+        f"file not found: {run.folder / 'absent.wav'}", "too long: 31.00 s, the limit is 4 s", "empty transcript",
     ]  # fmt: skip
     assert all("NaN" in line["reason"] and line["audio"].endswith("nan.wav") for line in report[3:])
     assert run.status()["rejected"] >= 1

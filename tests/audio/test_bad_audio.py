@@ -128,7 +128,7 @@ def write_corpus(folder: Path) -> dict[str, str]:
         write("2 gigahertz.wav", wav_header(sampling_rate=2**31 - 1) + noise): "not readable as audio",
         write("zero bits.wav", wav_header(bits=0) + noise): "not readable as audio",
         # No sound, or no numbers.
-        audio("silence.wav", np.zeros(RATE_HZ)): "silence: all samples are 0",
+        audio("silence.wav", np.zeros(RATE_HZ)): f"{FINE}|silence: all samples are 0",
         audio("nan.wav", np.full(RATE_HZ, np.nan), subtype="FLOAT"): "NaN or infinity",
         audio("one nan.wav", np.where(np.arange(RATE_HZ) == 99, np.nan, speech), subtype="FLOAT"): "NaN or infinity",
         audio("infinity.wav", np.full(RATE_HZ, -np.inf), subtype="FLOAT"): "NaN or infinity",

@@ -200,7 +200,7 @@ def test_a_file_that_is_no_more_than_its_header_is_replaced(write_recording, wri
     assert all(chunk.payloads)
     if len(recipe.recordings) == 6:  # else the scan has rejected it
         assert {(json.loads(line)["id"], json.loads(line)["reason"]) for line in chunk.rejected} == {
-            (recipe.recordings[0].id, "holds no audio")
+            (recipe.recordings[0].id, "empty: no audio in it")
         }
 
 
