@@ -19,7 +19,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from common.command_line import parse, run
+from common.command_line import parse, run, with_flag_values
 from common.errors import UserError
 from config import RedisConfig
 from sample_queue.connection import connect
@@ -137,18 +137,9 @@ def _require_server(config: RedisConfig) -> RedisConfig:
     return config
 
 
-def _with_flag_values(arguments: list[str]) -> list[str]:
-    """The arguments, with `--json` alone written as `--json True`."""
-    following = [*arguments[1:], ""]
-    return [
-        "--json=True" if argument == "--json" and after not in ("True", "False") else argument
-        for argument, after in zip(arguments, following, strict=True)
-    ]
-
-
 def main() -> None:
     """The program behind `python redis_manager.py`."""
-    settings = parse(Settings, __doc__ or "", _with_flag_values(sys.argv[1:]))
+    settings = parse(Settings, __doc__ or "", with_flag_values(sys.argv[1:], "json"))
     result = {"start": start, "stop": stop, "status": status, "clear": clear}[settings.action](settings.redis)
     print(json.dumps(result) if settings.json else describe(settings.action, result))
 

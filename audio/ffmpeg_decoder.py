@@ -75,6 +75,24 @@ def _refuse(url: str, *_: object) -> NoReturn:
     raise PermissionError(f"a recording's file must not open another: {url[:80]}")
 
 
+class _Bytes:
+    """An open file as ffmpeg gets it: a damaged one makes it seek to where nothing can be, which is no exception.
+
+    Raised in the middle of ffmpeg's code, an exception would be printed with its traceback.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.read, self.tell, self.seekable = file.read, file.tell, file.seekable
+        self._seek = file.seek
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Moves there. Returns the place; -1: there is none such."""
+        try:
+            return self._seek(offset, whence)
+        except (ValueError, OSError, OverflowError):
+            return -1
+
+
 class FfmpegFile:
     """An open recording; the audio stream that ffmpeg thinks best.
 
@@ -113,7 +131,11 @@ class FfmpegFile:
         options = {"protocol_whitelist": "none", "enable_drefs": "0"}
         try:
             self._container = self._av.open(
-                self._file, format=self._form, container_options=options, metadata_errors="replace", io_open=_refuse
+                _Bytes(self._file),
+                format=self._form,
+                container_options=options,
+                metadata_errors="replace",
+                io_open=_refuse,
             )
             self._stream = self._container.streams.best("audio")
         except (self._av.FFmpegError, ValueError, OSError) as error:

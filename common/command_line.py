@@ -55,6 +55,15 @@ def parse(settings: type[C], description: str, arguments: Sequence[str] | None =
     )
 
 
+def with_flag_values(arguments: Sequence[str], *names: str) -> list[str]:
+    """The arguments, with `--name` alone written as `--name=True` for these booleans."""
+    flags, following = {f"--{name}" for name in names}, [*arguments[1:], ""]
+    return [
+        f"{argument}=True" if argument in flags and after not in ("True", "False") else argument
+        for argument, after in zip(arguments, following, strict=True)
+    ]
+
+
 def _without_misplaced_secrets(arguments: Sequence[str], settings: type) -> list[str]:
     """The arguments, with secrets cut out of those that no text field takes: the error about them will quote them."""
     text_flags, shown, flag = _text_flags(settings), [], ""

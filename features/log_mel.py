@@ -51,6 +51,11 @@ def log_mel(waveform: np.ndarray, spec: FeatureSpec) -> tuple[np.ndarray, float]
     return mel, (floor + 4.0) / 4.0
 
 
+def frame_count(samples: int, spec: FeatureSpec) -> int:
+    """Frames of the log-mel that hold audio, of a waveform of `samples` samples."""
+    return min(spec.window_frames, -(-(samples + spec.n_fft // 2) // spec.hop_length))
+
+
 def _power_spectrum(waveform: np.ndarray, spec: FeatureSpec) -> np.ndarray:
     """Power of the centred STFT with reflected edges, float32 `[bins, frames]`, of the frames that hold audio.
 
@@ -58,7 +63,7 @@ def _power_spectrum(waveform: np.ndarray, spec: FeatureSpec) -> np.ndarray:
     frames at a time, in buffers that stay in the cache: on a whole clip, twice the time goes into fetching memory.
     """
     half, bins = spec.n_fft // 2, spec.n_fft // 2 + 1
-    frames = min(spec.window_frames, -(-(len(waveform) + half) // spec.hop_length))
+    frames = frame_count(len(waveform), spec)
     padded_samples = min(spec.window_samples, frames * spec.hop_length + half)
     centred = np.empty(half + padded_samples + half)
     centred[half : half + len(waveform)] = waveform

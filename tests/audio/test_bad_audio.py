@@ -234,7 +234,7 @@ def test_no_file_stops_the_producer_or_makes_it_use_a_gigabyte(
         data__epochs=2, data__max_rejected_fraction=0.99, data__num_workers=2, redis__max_memory_gb=1,
         model__model_name=checkpoint, audio_augmentation__multiple_aug=not believed,
     )  # fmt: skip
-    claimed = {"duration": 3.0} if believed else {}
+    claimed = {"duration": 0.1} if believed else {}
     with run.manifest.open("a", encoding="utf-8") as file:
         for name in expected:
             file.write(json.dumps({"audio": str(folder / name), "text": "one", "id": f"odd {name}"} | claimed) + "\n")
