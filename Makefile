@@ -21,7 +21,7 @@ $(VENV)/installed: requirements.txt
 	$(BIN)/pip install --disable-pip-version-check -r requirements.txt
 	touch $@
 
-$(VENV)/installed-dev: requirements-dev.txt requirements-cluster.txt requirements-export.txt $(VENV)/installed
+$(VENV)/installed-dev: requirements-dev.txt requirements-cluster.txt requirements-tools.txt requirements-export.txt $(VENV)/installed
 	$(BIN)/pip install --disable-pip-version-check -r requirements-dev.txt
 	$(BIN)/pip install --disable-pip-version-check --no-deps -r requirements-export.txt
 	touch $@

@@ -165,6 +165,10 @@ class NoiseRecordings:
             return noise[start : start + samples]
         return np.resize(np.roll(noise, -rng.integers(len(noise))), samples)
 
+    def file(self, number: int) -> Path:
+        """The file of a piece, by the first number that `crop` draws."""
+        return self._pieces[number].path
+
     def _decoded(self, piece: _Piece) -> Floats:
         if piece in self._cache:
             self._cache.move_to_end(piece)

@@ -45,6 +45,7 @@ NEVER = {
     "audioaugmentations": {*TORCH, "redis"},
     "data_processor": {*TORCH, "redis"},
     "producing": {*TORCH, "redis"},
+    "pages": {*TORCH, "redis", "datasets"},
     "sample_queue": {*TORCH, "librosa"},
     "redis_manager": {*TORCH, "librosa"},
     "prepro_add2radis": TORCH,
