@@ -48,7 +48,7 @@ def write(folder: Path, name: str, waveform: np.ndarray, sampling_rate: int = 16
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with train.jsonl and eval.jsonl, in which everything that can be found is there once or a few times."""
     folder = tmp_path_factory.mktemp("corpus")
-    rows = [
+    rows: list[dict] = [
         {
             "id": f"r{n}",
             "audio": write(folder, f"{n}.flac", tone(1 + n / 10, 200 + n, seed=n)),
