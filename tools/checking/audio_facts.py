@@ -8,13 +8,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from audio.audio_file import READ_SAMPLES, RecordingError, open_audio
-from audio.part import Part
+from audio.audio_file import RecordingError, open_audio
+from audio.waveform import CANCELLED as CANCELLED_CHANNELS
 from audio.waveform import check_duration, load_waveform
 from config import DataConfig
 from corpus.recordings import Recording
@@ -32,8 +32,6 @@ none has a single such row; of those made twice as loud as fits (6 dB), all but 
 SILENT_PEAK = 1e-3
 """A recording is silent when its peak is below this share of full scale (-60 dB): `data.peak_normalize` makes noise at
 full scale of it."""
-CANCELLED_RATIO = 0.5
-"""Channels whose sum is at most this share (-6 dB) of the loudest of them cancel each other out."""
 DIGEST_BYTES = 8
 FILES_KEPT = 64
 """Files whose facts are remembered: the next segments are likely to be of the same ones."""
@@ -120,18 +118,16 @@ class AudioInspector:
             raise RecordingError(f"cannot be read: {error.strerror or error}") from error
 
     def _decode(self, recording: Recording, file: FileFacts, facts: AudioFacts) -> AudioFacts:
-        if not recording.part.is_whole:  # `load_waveform` does not read parts of files
-            return facts
+        spec = replace(self._spec, sampling_rate=file.sampling_rate)  # a resampler rounds off what was clipped
+        counts: Counter[str] = Counter()
         try:
-            # At the file's own sampling rate: a resampler rounds off what was clipped.
-            waveform = load_waveform(recording.audio, replace(self._spec, sampling_rate=file.sampling_rate), self._data)
-            cancelled = file.channels > 1 and _channels_cancel(fetch_audio(recording.audio, self._data), recording.part)
+            waveform = load_waveform(recording.audio, spec, self._data, recording.part, counts=counts)
         except RecordingError as error:
             return replace(facts, decoded=True, failure=str(error))
         silent, findings = is_silent(waveform), []
-        if cancelled:
-            findings.append(CANCELLED)  # of which silence may be left
-        elif silent:
+        if counts[CANCELLED_CHANNELS]:
+            findings.append(CANCELLED)
+        if silent:
             findings.append(SILENT)
         if not silent and is_clipped(waveform):
             findings.append(CLIPPED)
@@ -164,26 +160,7 @@ def is_clipped(waveform: np.ndarray) -> bool:
 
 def _header(source: str | io.BytesIO, digest: int) -> FileFacts:
     with open_audio(source) as file:
-        return FileFacts(file.samplerate, file.channels, file.frames / file.samplerate, digest)
-
-
-def _channels_cancel(source: str | io.BytesIO, part: Part) -> bool:
-    """Whether nothing of what the channels of a file have in common is left in their mean."""
-    if part.channel is not None:
-        return False
-    channel_power, sum_power = 0.0, 0.0
-    for block in _blocks(source):
-        channel_power = channel_power + np.einsum("sc,sc->c", block, block)
-        sum_power += float(np.square(block.sum(axis=1)).sum())
-    loudest = float(np.max(channel_power))
-    return loudest > 0 and sum_power <= CANCELLED_RATIO**2 * loudest
-
-
-def _blocks(source: str | io.BytesIO) -> Iterator[np.ndarray]:
-    """float32 `[samples, channels]`."""
-    with open_audio(source) as file:
-        while len(block := file.read(max(1, READ_SAMPLES // file.channels), np.float32, always_2d=True)):
-            yield block
+        return FileFacts(file.sampling_rate, file.channels, file.count() / file.sampling_rate, digest)
 
 
 def _digest_source(source: str | io.BytesIO) -> int:
