@@ -68,9 +68,18 @@ def check_rejected(
         return
     most = ": " + ", ".join(f"{count} × {reason}" for reason, count in kinds.most_common(4)) if kinds else ""
     raise TooManyRejectedError(
-        f"{rejected} of {rows} rows ({100 * rejected / rows:.1f} %) of {source} can't be used{most}. "
+        f"{rejected} of {rows} rows ({100 * rejected / rows:.1f} %) of {source} can't be used{most}{_example(report)}. "
         f"data.max_rejected_fraction allows {allowed_fraction:g}; each row and its reason: {report}"
     )
+
+
+def _example(report: Path) -> str:
+    """The first rejection of a report in words, with its details; nothing where there is no report."""
+    if not report.exists():
+        return ""
+    with report.open(encoding="utf-8") as lines:
+        first = lines.readline()
+    return f" (the first: {json.loads(first)['reason']})" if first.endswith("\n") else ""
 
 
 def write_report(report: Path, scanned: Path) -> None:
