@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from audio.augmentation_registry import Option, enabled_rows
 from audio.extra_transforms import TransformError, check_transforms
+from audio.noise_sources import check_noise
 from audio.room_acoustics import BANK_VERSION
 from config import AudioAugmentationConfig
 
@@ -166,12 +167,15 @@ def enabled_augmentations(config: AudioAugmentationConfig) -> tuple[str, ...]:
 
 
 def check(config: AudioAugmentationConfig) -> None:
-    """Tries the user's own transforms, before anything that takes long.
+    """Tries the user's own transforms and opens the noise files, before anything that takes long.
 
     Raises:
         ConfigurationError: an entry of `extra_transforms` can't be parsed.
         TransformError: a transform can't be imported, instantiated or called.
+        BackgroundNoiseError: a noise file that is missing, empty or can't be decoded.
     """
+    if config.bg_noise_aug_prob > 0:
+        check_noise(config.bg_noise_file_list)
     if config.extra_transforms_prob > 0:
         check_transforms(config.extra_transforms, config.sample_rate)
 

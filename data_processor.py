@@ -6,6 +6,7 @@ is trained. Nothing here imports torch or an augmentation: the caller hands in w
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -87,8 +88,9 @@ class SampleSettings:
 
 
 def make_sample(
-    recording: LabelledRecording, position: int, settings: SampleSettings, augmenter: Augmenter | None = None
-) -> Sample:
+    recording: LabelledRecording, position: int, settings: SampleSettings, augmenter: Augmenter | None = None,
+    notes: Counter[str] | None = None,
+) -> Sample:  # fmt: skip
     """Makes a recording's sample.
 
     Args:
@@ -96,6 +98,7 @@ def make_sample(
         position: the sample's place in the plan, or in the evaluation manifest.
         settings: what all samples of the run have in common.
         augmenter: what is done to this copy; None: nothing.
+        notes: counts how the audio was read where a report should tell (`audio.waveform.CANCELLED`).
 
     Raises:
         RecordingError: the recording can't be decoded, or is empty, too short, too long or damaged.
@@ -103,7 +106,9 @@ def make_sample(
     """
     spec = settings.spec
     claimed_s = recording.claimed_duration_s
-    waveform = load_waveform(recording.audio, spec, settings.data, recording.part, expected_duration_s=claimed_s)
+    waveform = load_waveform(
+        recording.audio, spec, settings.data, recording.part, expected_duration_s=claimed_s, counts=notes
+    )
     if settings.refuse_silence and not waveform.any():
         raise RecordingError("silence: all samples are 0")
     if augmenter:

@@ -73,6 +73,7 @@ class Tally:
         self._audio_s = 0.0
         self._augmentations: Counter[str] = Counter()
         self._corpora: Counter[str] = Counter()
+        self._notes: Counter[str] = Counter()
 
     def add(self, chunk: Chunk) -> None:
         """Counts a chunk."""
@@ -80,6 +81,7 @@ class Tally:
         self._audio_s += chunk.audio_s
         self._augmentations.update(chunk.augmentations)
         self._corpora.update(chunk.corpora)
+        self._notes.update(chunk.notes)
 
     def report(self, position: int, planned: int, waited_s: float, rejected: int, report: Path) -> str:
         """The closing report.
@@ -97,6 +99,7 @@ class Tally:
             f"{waited_s:.0f} s of them waiting; the queue stands at {position} of {planned}",
             *(f"  {count:>9} {name}" for name, count in self._augmentations.most_common()),
             *(f"  {count:>9} of corpus {name}" for name, count in self._corpora.most_common()),
+            *(f"  {count:>9} {note}" for note, count in self._notes.most_common()),
             f"rejected recordings: {rejected}" + (f", see {report}" if rejected else ""),
         ]
         return "\n".join(lines)

@@ -80,6 +80,8 @@ class Chunk:
     """Samples per augmentation, "original" among them."""
     corpora: Counter[str] = field(default_factory=Counter)
     """Samples per corpus of a mixture, by name; empty for a corpus of its own."""
+    notes: Counter[str] = field(default_factory=Counter)
+    """Samples whose audio was read in a way that the report tells, such as one channel of several."""
     audio_s: float = 0.0
     """Duration of the audio in all samples, in seconds."""
 
@@ -115,8 +117,9 @@ class SampleWorker:
         """The sample of the first recording that can be decoded. The chunk counts it, and those that can't."""
         for recording in task.recordings:
             augmenter = self._augmenter(task.draw)
+            notes: Counter[str] = Counter()
             try:
-                sample = make_sample(recording, task.draw.position, self._settings, augmenter)
+                sample = make_sample(recording, task.draw.position, self._settings, augmenter, notes)
             except RecordingError as error:
                 rejection = LateRejection(
                     recording.row, recording.id, recording.audio, str(error), task.draw.position,
@@ -135,6 +138,7 @@ class SampleWorker:
                 names = [step.name for step in augmenter.choice.steps] if augmenter else [ORIGINAL]
                 chunk.augmentations.update(names)
                 chunk.corpora.update([recording.corpus] if recording.corpus else [])
+                chunk.notes.update(notes)
                 chunk.audio_s += sample.duration_s
                 return sample
         return None

@@ -159,7 +159,8 @@ class _ChunkUnderWay:
         for index, payload in zip(self._failed, replaced.payloads, strict=True):
             payloads[index] = payload
         augmentations, corpora = chunk.augmentations + replaced.augmentations, chunk.corpora + replaced.corpora
-        return Chunk(self.start, payloads, rejected, augmentations, corpora, chunk.audio_s + replaced.audio_s)
+        notes = chunk.notes + replaced.notes
+        return Chunk(self.start, payloads, rejected, augmentations, corpora, notes, chunk.audio_s + replaced.audio_s)
 
     def cancel(self) -> None:
         """Cancels the chunk, as far as no worker has begun with it."""

@@ -9,11 +9,13 @@ import pytest
 import soundfile
 
 from audio.audio_file import RecordingError
+from audio.waveform import CANCELLED
 from config import DataConfig, ModelConfig
 from data_processor import SampleSettings, make_sample
 from features.feature_spec import load_feature_spec
 from features.labels import load_transcript_encoder
 from features.log_mel import log_mel
+from producing.producer_report import Tally
 from producing.worker_pool import SampleMaker
 from tests.conftest import tone
 
@@ -77,3 +79,16 @@ def test_the_producer_replaces_what_is_shorter_than_claimed_and_reports_it(tmp_p
     chunk = SampleMaker(recipe).make_chunk(0, 5)
     assert all(chunk.payloads)
     assert [json.loads(line)["id"] for line in chunk.rejected] == ["claims"]
+
+
+def test_channels_that_cancel_each_other_out_are_counted_and_one_of_them_is_used(tmp_path, recipe_of):
+    left = tone(1.0)
+    soundfile.write(tmp_path / "inverted.wav", np.stack([left, -left], axis=1), RATE_HZ)
+    soundfile.write(tmp_path / "left.wav", left, RATE_HZ)
+    rows = [{"audio": f"{name}.wav", "text": "one"} for name in ("inverted", "left")]
+    recipe = recipe_of(write_lines(tmp_path, rows), augmented_copies=0, epochs=1)
+    chunk = SampleMaker(recipe).make_chunk(0, 2)
+    assert chunk.notes == {CANCELLED: 1}
+    tally = Tally()
+    tally.add(chunk)
+    assert f"1 {CANCELLED}" in tally.report(2, 2, 0.0, 0, tmp_path)
