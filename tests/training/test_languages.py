@@ -102,6 +102,7 @@ def test_error_rates_are_told_by_language_when_there_are_several(model_and_batch
     assert not language_rates(one)
 
 
+@pytest.mark.long
 def test_a_run_over_two_corpora_names_them_in_its_reports_records_and_evaluation(make_run):
     run = make_run(recordings=12)
     mixture = run.folder / "mixture.yaml"
