@@ -429,7 +429,7 @@ class Config:
             with written_whole(path) as file:
                 file.write((json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n").encode())
         except OSError as error:
-            raise cannot_write(UserError, path, error, "choose another --model.output_dir") from error
+            raise cannot_write(UserError, path, error, "make room, or choose another --model.output_dir") from error
 
 
 def _port(url: str) -> int:

@@ -321,9 +321,9 @@ def watch_worker(maker: SampleMaker, samples: int) -> tuple[Counter[str], float]
     spent: Counter[str] = Counter()
 
     def timed(stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
             started = time.perf_counter()
-            result = function(*arguments)
+            result = function(*arguments, **named)
             spent[stage] += time.perf_counter() - started  # type: ignore[assignment]  # seconds, not a count
             return result
 

@@ -69,7 +69,7 @@ def test_a_checkpoint_that_does_not_fit_is_told_and_the_same_command_goes_on(
         limit_file_size(trainer, size)
         error = only_error(trainer)
     assert "cannot save" in error
-    assert "Make room" in error
+    assert "make room" in error
     assert 0 < newest_position(run) < PLANNED
     torn = [path for path in run.output_dir.glob("checkpoint-*") if not (path / MARKER).exists()]
     assert len(torn) == 1
@@ -104,10 +104,10 @@ def test_a_disk_that_is_full_is_told_and_after_making_room_the_same_command_goes
     assert run.finish(PRODUCER)[0] == 0
     error = only_error(run.start(TRAINER))
     assert "cannot save" in error
-    assert "Make room" in error
+    assert "make room" in error
     assert newest_position(run) == 40
     (run.output_dir / "filler").write_bytes(b"\0" * free_bytes(run.output_dir))
-    assert "Make room" in only_error(run.start(TRAINER))  # none has been made yet
+    assert "make room" in only_error(run.start(TRAINER))  # none has been made yet
     (run.output_dir / "filler").unlink()
     assert newest_position(run) == 40
     assert_the_queue_holds_what_is_not_committed(run)
@@ -122,7 +122,7 @@ def test_a_record_that_cannot_be_written_ends_the_run_before_a_checkpoint_goes_b
     run.record.symlink_to("/dev/full")
     error = only_error(run.start(TRAINER))
     assert "trained_samples.jsonl: No space left on device" in error
-    assert "Make room" in error
+    assert "make room" in error
     assert not list(run.output_dir.glob("checkpoint-*"))
     assert_the_queue_holds_what_is_not_committed(run)
     run.record.unlink()
@@ -174,7 +174,7 @@ def test_a_line_that_a_full_disk_cut_short_is_taken_out_of_the_record(tmp_path: 
 def test_a_full_disk_in_the_record_is_an_error_with_the_remedy() -> None:
     log = SamplesLog(Path("/dev/full"), rank=0, session="a")
     log.note([0], ["a"], 1.0)
-    with pytest.raises(SamplesLogError, match=r"/dev/full: No space left on device. Make room"):
+    with pytest.raises(SamplesLogError, match=r"/dev/full: No space left on device; make room"):
         log.write_step(1)
 
 
@@ -185,7 +185,7 @@ def test_a_rejected_report_that_cannot_be_written_is_told_in_one_line(tmp_path: 
     late = LateRejections(report, "plan")
     report.unlink()
     report.symlink_to("/dev/full")
-    with pytest.raises(RejectedReportError, match=r"rejected.jsonl: No space left on device. Make room"):
+    with pytest.raises(RejectedReportError, match=r"rejected.jsonl: No space left on device; make room"):
         late.add([line])
 
 

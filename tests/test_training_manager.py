@@ -350,7 +350,13 @@ def test_without_an_evaluation_manifest_one_line_says_what_that_means(make_confi
 
 def test_logs_say_how_full_the_queue_is_and_how_long_it_kept_training_waiting(make_config, produce, caplog):
     config = make_config(max_steps=4, dataloader_num_workers=1)
-    produce(config, 8, pause_s=0.2)
+    producer = produce(config, 8, available=0, pause_s=0.2)
+
+    def begin() -> None:
+        wait_until(lambda: producer._writer.status().trainer_attached)  # else all is there before training asks for it
+        producer.available = 8
+
+    threading.Thread(target=begin, daemon=True).start()
     with caplog.at_level(logging.INFO):
         trainer, _ = train(config)
     logs = [entry for entry in trainer.state.log_history if "queue_depth" in entry]

@@ -137,6 +137,12 @@ class CheckpointingTrainer(EvaluatingTrainer):
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Nothing: Hugging Face would put unfinished weights into the output folder. `hub_upload` pushes at the end."""
 
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: list[str] | None, skip_scheduler: bool = False) -> Any:
+        """Saves the model before the evaluation that ends the training, which may fail or be stopped."""
+        if self.control.should_training_stop:
+            self.save_final_model()
+        return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+
     def _is_saved(self) -> bool:
         """Whether there is a complete checkpoint of the last finished step."""
         return (self._checkpoint_folder() / MARKER).is_file()

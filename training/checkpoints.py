@@ -109,7 +109,7 @@ def saving(folder: Path) -> Iterator[None]:
                 raise
             reason = f"a file could not be written ({reason})"
         raise CheckpointError(
-            f"cannot save {folder}: {reason}. Make room, or choose another --model.output_dir, and start again; what "
+            f"cannot save {folder}: {reason}; make room, or choose another --model.output_dir, and start again; what "
             "was trained since the last complete checkpoint is trained again"
         ) from error
 

@@ -239,7 +239,7 @@ def test_a_format_can_be_named_and_a_wrong_name_is_refused_with_the_right_ones(l
     folder = write(tmp_path / "corpus", {"metadata.csv": "file_name,text\na.wav,one\n", "a.wav": "", "a.txt": "two"})
     assert load(folder)[0].transcript == "one"
     assert load(folder, format="text_beside")[0].transcript == "two"
-    with pytest.raises(ManifestError, match=r"'kald': expected one of common_voice, .*kaldi"):
+    with pytest.raises(ManifestError, match=r"'kald': expected one of mixture, common_voice, .*kaldi"):
         load(folder, format="kald")
 
 

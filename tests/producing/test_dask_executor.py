@@ -213,13 +213,13 @@ class NoEncoder:
     """Fails on every transcript."""
 
     def __reduce__(self):
-        return str, ()  # a str's `encode` does not take a transcript for an encoding
+        return str, ()  # a str's `encode` takes other arguments
 
 
 def test_an_unexpected_exception_is_told_with_recording_and_position(make_recipe, cluster):
     recipe = on(cluster, make_recipe())
     cluster.start_worker()
-    place = r"Dask worker tcp://\S+ on \S+: cannot make the sample at position 0 \(recording r\d+, .*\): LookupError"
+    place = r"Dask worker tcp://\S+ on \S+: cannot make the sample at position 0 \(recording r\d+, .*\): TypeError"
     with pytest.raises(WorkerError, match=place):
         stream(dataclasses.replace(recipe, encoder=NoEncoder()))
 

@@ -176,7 +176,7 @@ def test_workers_that_die_again_and_again_end_the_run_with_a_reason(make_recipe)
 class NoEncoder:
     """Fails on every transcript."""
 
-    def encode(self, transcript: str) -> object:
+    def encode(self, transcript: str, language: str, task: str) -> object:
         raise ZeroDivisionError("a fault\nof the program")
 
 

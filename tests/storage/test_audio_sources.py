@@ -35,7 +35,7 @@ def test_sixteen_headers_that_claim_the_most_take_a_few_megabytes():
     headers = [PaddedStart(start, LARGEST_WAV_BYTES) for _ in range(16)]
     for header in headers:
         with open_audio(header) as file:
-            assert file.frames / file.samplerate == pytest.approx(10.0)
+            assert file.frames / file.sampling_rate == pytest.approx(10.0)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 17 * START_BYTES + 2**20

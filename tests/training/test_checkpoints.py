@@ -164,7 +164,7 @@ def test_a_checkpoint_that_is_written_again_is_incomplete_meanwhile(tmp_path):
     ],
 )
 def test_a_full_disk_is_told_in_one_line(tmp_path, error):
-    with pytest.raises(CheckpointError, match=r"cannot save .*Make room") as caught, saving(tmp_path):
+    with pytest.raises(CheckpointError, match=r"cannot save .*make room") as caught, saving(tmp_path):
         raise error
     assert "\n" not in str(caught.value)
 
